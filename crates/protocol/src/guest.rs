@@ -1,0 +1,93 @@
+//! The plain HTTP bodies of the guest daemon (`/init`, `/metrics`, `/files` and its errors). Names on the wire are
+//! those of the E2B guest daemon.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Environment variable that tells a process which capsule it runs in.
+pub const ENV_CAPSULE_ID: &str = "WRENN_SANDBOX_ID";
+/// Environment variable that names the capsule's template.
+pub const ENV_TEMPLATE_ID: &str = "WRENN_TEMPLATE_ID";
+
+/// Body of `POST /init`, which the host sends after every boot and every restore. An absent field leaves what was
+/// set before.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct InitRequest {
+    /// Variables of every process started from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env_vars: Option<BTreeMap<String, String>>,
+    /// From now on every call but `/health` needs this in `X-Access-Token`; once set, `/init` does too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<String>,
+    /// The time now, RFC 3339 with nanoseconds; the guest's clock is stepped to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<String>,
+    /// Linux user of processes and file calls that name none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
+    /// Directory that relative paths start from, in place of the user's home.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_workdir: Option<String>,
+    /// Host name of the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Fresh randomness, base64, at least 32 bytes: credited to the kernel's pool, which is then reseeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<String>,
+}
+
+/// Body of the answer to `POST /init`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitResponse {
+    /// Version of the daemon.
+    pub version: String,
+    /// Release of the guest's kernel.
+    pub kernel: String,
+}
+
+/// Body of `GET /metrics`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestMetrics {
+    /// Unix seconds.
+    pub ts: i64,
+    /// CPUs online.
+    pub cpu_count: u32,
+    /// Share of all CPUs in use since the call before, 0 to 100.
+    pub cpu_used_pct: f64,
+    /// Bytes of memory in all.
+    pub mem_total: u64,
+    /// Bytes of memory in use (total less available).
+    pub mem_used: u64,
+    /// Bytes of page cache.
+    pub mem_cache: u64,
+    /// Bytes of the root file system in use.
+    pub disk_used: u64,
+    /// Bytes of the root file system in all.
+    pub disk_total: u64,
+}
+
+/// Body of every refused plain HTTP call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestError {
+    /// The HTTP status once more.
+    pub code: u16,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+/// An entry of the array that answers `POST /files`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadedFile {
+    /// Last component of the path.
+    pub name: String,
+    /// Absolute path.
+    pub path: String,
+    /// Always `file`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Attributes given with the upload.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
