@@ -10,6 +10,37 @@ pub const ENV_CAPSULE_ID: &str = "WRENN_SANDBOX_ID";
 /// Environment variable that names the capsule's template.
 pub const ENV_TEMPLATE_ID: &str = "WRENN_TEMPLATE_ID";
 
+/// Response header of a refused `Process.Start` whose cause a caller treats apart from other bad requests; its value
+/// is a [`SpawnError`] by name. The Connect code is `invalid_argument` all the same.
+pub const SPAWN_ERROR_HEADER: &str = "wrenn-spawn-error";
+
+/// Why a process could not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpawnError {
+    /// There is no such executable (a shell reports 127).
+    NotFound,
+    /// The file is there but cannot be executed (a shell reports 126).
+    NotExecutable,
+    /// The working directory is missing or is no directory.
+    BadCwd,
+}
+
+impl SpawnError {
+    /// The value of [`SPAWN_ERROR_HEADER`].
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not-found",
+            Self::NotExecutable => "not-executable",
+            Self::BadCwd => "bad-cwd",
+        }
+    }
+
+    /// Reads the value of [`SPAWN_ERROR_HEADER`] back.
+    pub fn parse(value: &str) -> Option<Self> {
+        [Self::NotFound, Self::NotExecutable, Self::BadCwd].into_iter().find(|e| e.as_str() == value)
+    }
+}
+
 /// Body of `POST /init`, which the host sends after every boot and every restore. An absent field leaves what was
 /// set before.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
