@@ -18,7 +18,7 @@ use crate::dns::{self, Forwarder};
 use crate::error::{NetError, Result};
 use crate::namespace::Resident;
 use crate::network::Shared;
-use crate::{firewall, links, namespace, tap};
+use crate::{error, firewall, links, namespace, tap};
 
 /// Where a build can fail; a test fails it after each in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +107,8 @@ async fn raise(shared: &Shared, index: SlotIndex, parts: &mut Vec<Part>) -> Resu
     resident.run(namespace::configure_sysctls).await.map_err(NetError::refused("configure", object))?;
     shared.reached(Step::Namespace)?;
 
-    let tap = || format!("TAP {TAP_NAME} in {} through {}", index.name(), tap::TUN_DEVICE);
-    resident.run(tap::create).await.map_err(NetError::refused("create", tap()))?;
+    let tap = format!("TAP {TAP_NAME} in namespace {}", index.name());
+    resident.run(tap::create).await.map_err(error::tap_refused("create", tap))?;
     shared.reached(Step::Tap)?;
 
     join_veth(shared, index, parts).await?;

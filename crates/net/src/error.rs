@@ -1,9 +1,10 @@
 //! What can go wrong, said with the cure.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::address::SlotIndex;
+use crate::tap::TUN_DEVICE;
 
 /// The result of everything here.
 pub type Result<T, E = NetError> = std::result::Result<T, E>;
@@ -19,6 +20,12 @@ pub enum NetError {
         /// On what.
         object: String,
         /// The refusal.
+        source: io::Error,
+    },
+    /// The machine cannot make TAP devices.
+    #[error("cannot open /dev/net/tun, which makes the TAP of a virtual machine; load it: modprobe tun")]
+    TunMissing {
+        /// Why it did not open.
         source: io::Error,
     },
     /// The `nft` program is not installed.
@@ -88,6 +95,16 @@ impl NetError {
     pub(crate) fn refused(action: &'static str, object: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let object = object.into();
         move |source| Self::Refused { action, object, source }
+    }
+}
+
+/// The refusal of an operation on a TAP, which may be for lack of the driver.
+pub(crate) fn tap_refused(action: &'static str, object: String) -> impl FnOnce(io::Error) -> NetError {
+    move |source| match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENXIO) if !Path::new(TUN_DEVICE).exists() => {
+            NetError::TunMissing { source }
+        }
+        _ => NetError::refused(action, object)(source),
     }
 }
 

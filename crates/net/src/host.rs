@@ -2,7 +2,9 @@
 //!
 //! The table names links by pattern and so never changes with the slots. It only ever drops or translates
 //! packets of ours: an `accept` here ends our chain and leaves every other table its say. Its chains stand a
-//! little before the usual ones, so ours are refused even where another table accepts everything.
+//! little before the usual ones, so ours are refused even where another table accepts everything. A guest's
+//! connection whose destination the host has translated went to a port that the host publishes for somebody
+//! else, a container for example; that is a service of the host as well, and refused.
 
 use std::io;
 use std::process::Stdio;
@@ -11,6 +13,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::error::{NetError, Result};
+use crate::firewall::TABLE as TABLE_NAME;
+use crate::nft::{self, Family};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -30,6 +34,7 @@ table inet wrenn {
         iifname "wrenn-*" meta nfproto ipv6 drop
         iifname "wrenn-*" ip saddr != 10.12.0.0/16 drop
         iifname "wrenn-*" ip daddr 169.254.0.0/16 drop
+        iifname "wrenn-*" ct status dnat drop
         oifname "wrenn-*" ct state established,related accept
         oifname "wrenn-*" drop
     }
@@ -49,15 +54,29 @@ pub(crate) async fn prepare() -> Result<()> {
     if !forwards {
         std::fs::write(IP_FORWARD, "1").map_err(NetError::refused("enable", "net.ipv4.ip_forward"))?;
     }
-    nft(TABLE).await
+    run_nft(TABLE).await
+}
+
+/// Puts the table back if it is gone: reloading the nftables service, for one, flushes the tables of everybody.
+///
+/// # Returns
+/// Whether it was gone.
+pub(crate) async fn restore() -> Result<bool> {
+    let there = nft::table_exists(Family::Inet, TABLE_NAME)
+        .map_err(NetError::refused("look up", "the firewall table inet wrenn"))?;
+    if !there {
+        tracing::warn!("the firewall table inet wrenn had been removed; putting it back");
+        run_nft(TABLE).await?;
+    }
+    Ok(!there)
 }
 
 /// Removes the table.
 pub(crate) async fn clear() -> Result<()> {
-    nft(NO_TABLE).await
+    run_nft(NO_TABLE).await
 }
 
-async fn nft(script: &str) -> Result<()> {
+async fn run_nft(script: &str) -> Result<()> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

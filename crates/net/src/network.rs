@@ -150,6 +150,16 @@ impl Network {
         delivery.await.map_err(|_| NetError::Interrupted)?
     }
 
+    /// Puts the host's firewall table back if somebody removed it, and says whether that was so. Every
+    /// [`Network::acquire`] does this too; call it now and then for the guests that run already, because a reload
+    /// of the machine's own firewall may flush the tables of everybody.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked, or `nft` fails.
+    pub async fn restore_host_table(&self) -> Result<bool> {
+        host::restore().await
+    }
+
     /// Takes over a slot of an earlier process of this owner: checks that it is whole, writes its rules anew,
     /// and serves its DNS again.
     ///
@@ -240,6 +250,7 @@ fn is_gone(dir: &Path) -> bool {
 }
 
 async fn acquire(shared: &Arc<Shared>) -> Result<Slot> {
+    host::restore().await?;
     let mut refreshed = false;
     loop {
         let reserved = shared.ledger().reserve();

@@ -10,7 +10,7 @@ use crate::assemble::{self, Part};
 use crate::dns::Forwarder;
 use crate::error::{NetError, Result};
 use crate::network::Shared;
-use crate::{namespace, tap};
+use crate::{error, namespace, tap};
 
 /// A slot that this process holds. End it with [`Slot::release`]; a slot that is only dropped stays on the
 /// machine until the next [`crate::Network::sweep`].
@@ -48,8 +48,8 @@ impl Slot {
     /// # Errors
     /// Among others where it is open already: a TAP has one user.
     pub fn open_tap(&self) -> Result<OwnedFd> {
-        let object = || format!("TAP {TAP_NAME} in namespace {}", self.index.name());
-        namespace::run_inside(&self.netns_path(), tap::open).map_err(NetError::refused("open", object()))
+        let object = format!("TAP {TAP_NAME} in namespace {}", self.index.name());
+        namespace::run_inside(&self.netns_path(), tap::open).map_err(error::tap_refused("open", object))
     }
 
     /// Removes the slot from the machine. Goes on to the end even if the returned future is dropped.

@@ -8,6 +8,7 @@ const NFNL_MSG_BATCH_END: u16 = 17;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
 const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_GETTABLE: u16 = 1;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_NEWRULE: u16 = 6;
@@ -22,6 +23,8 @@ const NFTA_RULE_EXPRESSIONS: u16 = 4;
 /// Which packets a table sees; the numbers are the kernel's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Family {
+    /// Both of the following.
+    Inet = 1,
     /// IPv4.
     Ip = 2,
     /// IPv6.
@@ -65,6 +68,14 @@ pub(crate) struct Chain {
     pub(crate) priority: i32,
     /// What becomes of undecided packets.
     pub(crate) policy: Policy,
+}
+
+/// A question that is answered by success if the table exists, as bytes and the number of the message.
+pub(super) fn table_query(family: Family, table: &str) -> (Writer, u32) {
+    let mut writer = Writer::default();
+    let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE;
+    writer.message(kind, NLM_F_REQUEST | NLM_F_ACK, 1, family as u8, 0, |body| body.text(1, table));
+    (writer, 1)
 }
 
 /// A transaction being written, for the table `name` of one or more families.

@@ -16,3 +16,4 @@ mod wire;
 
 pub(crate) use batch::{Batch, Chain, Family, Hook, Policy};
 pub(crate) use rule::{CtState, Rule};
+pub(crate) use socket::table_exists;

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use super::batch::Batch;
+use super::batch::{Batch, Family, table_query};
+use super::wire::Writer;
 
 const NLMSG_ERROR: u16 = 2;
 const HEADER_LEN: usize = 16;
@@ -29,13 +30,28 @@ impl Batch {
     /// The kernel's first refusal; nothing has changed then.
     pub(crate) fn commit(self) -> io::Result<()> {
         let (writer, last) = self.finish();
-        let socket = open()?;
-        let sent = rustix::net::send(&socket, writer.as_bytes(), SendFlags::empty())?;
-        if sent != writer.as_bytes().len() {
-            return Err(io::Error::other("the transaction was sent in part"));
-        }
-        await_verdict(&socket, last)
+        exchange(&writer, last)
     }
+}
+
+/// Whether the calling thread's namespace has a table of that name.
+pub(crate) fn table_exists(family: Family, table: &str) -> io::Result<bool> {
+    let (writer, last) = table_query(family, table);
+    match exchange(&writer, last) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends messages and waits for the acknowledgement of number `last`, or the first refusal.
+fn exchange(messages: &Writer, last: u32) -> io::Result<()> {
+    let socket = open()?;
+    let sent = rustix::net::send(&socket, messages.as_bytes(), SendFlags::empty())?;
+    if sent != messages.as_bytes().len() {
+        return Err(io::Error::other("the message to the kernel was sent in part"));
+    }
+    await_verdict(&socket, last)
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -51,7 +67,7 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Reads answers until the one to message `last`; every message asks for one, and they come in order.
+/// Reads answers until the one to message `last`; every message but a batch's borders asks for one, and they come in order.
 fn await_verdict(socket: &OwnedFd, last: u32) -> io::Result<()> {
     let mut buffer = vec![0; 8192];
     loop {

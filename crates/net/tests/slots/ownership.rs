@@ -202,3 +202,16 @@ fn a_tap_has_one_user_at_a_time() {
         slot.release().await.unwrap();
     });
 }
+
+#[test]
+fn a_host_table_that_somebody_flushed_is_put_back() {
+    on_own_machine(|| async {
+        let network = open("a").await;
+        assert!(!network.restore_host_table().await.unwrap());
+        shell("nft flush ruleset");
+        assert!(network.restore_host_table().await.unwrap());
+        shell("nft flush ruleset");
+        network.acquire().await.unwrap().release().await.unwrap();
+        assert_eq!(tables().trim(), "table inet wrenn");
+    });
+}

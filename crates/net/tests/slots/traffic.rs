@@ -143,6 +143,26 @@ fn nobody_outside_opens_a_connection_to_a_guest() {
 }
 
 #[test]
+fn a_guest_does_not_reach_what_the_host_publishes_for_others() {
+    on_own_machine(|| async {
+        outside::build();
+        shell(&format!(
+            "nft add table ip publish
+             nft add chain ip publish pre '{{ type nat hook prerouting priority dstnat; }}'
+             nft add rule ip publish pre ip daddr {HOST} tcp dport 5000 dnat to {PUBLIC}:{}
+             nft add chain ip publish post '{{ type nat hook postrouting priority srcnat; }}'
+             nft add rule ip publish post oifname uplink masquerade",
+            outside::PORT
+        ));
+        let network = open("a").await;
+        let slot = take(&network).await;
+        let guest = Guest::boot(&slot);
+        assert!(inside(outside::NETNS, || !is_unreachable(at(HOST, 5000))), "nothing is published");
+        assert_eq!(reached(&guest, &[at(HOST, 5000)]), []);
+    });
+}
+
+#[test]
 fn a_packet_with_a_forged_sender_goes_nowhere() {
     on_own_machine(|| async {
         outside::build();
