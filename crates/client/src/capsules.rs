@@ -8,7 +8,7 @@ use wrenn_core::{CapsuleId, CapsuleStatus};
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::types::{Capsule, CreateCapsule};
+use crate::types::{Capsule, CreateCapsule, Health};
 
 /// Pause between two looks at a capsule that is waited for.
 const POLL: Duration = Duration::from_millis(500);
@@ -16,6 +16,14 @@ const POLL: Duration = Duration::from_millis(500);
 const BOOT: Duration = Duration::from_secs(600);
 
 impl Client {
+    /// Whether the server is there, and which version it has. Needs no valid key.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] where nothing answers.
+    pub async fn health(&self) -> Result<Health, Error> {
+        self.get_json(&self.url("/health")).await
+    }
+
     /// Asks for a capsule. The answer is `running`, or `starting` where that takes longer than a moment.
     ///
     /// # Errors

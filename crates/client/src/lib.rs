@@ -38,7 +38,7 @@ pub use error::{ApiError, Error};
 pub use pty::{Pty, PtyCommand, PtyEvent, PtyReader, PtyWriter};
 pub use stream::{ProcessEvent, ProcessStream};
 pub use types::{
-    Capsule, Command, CreateCapsule, ExecResult, FileEntry, FileKind, ProcessInfo, StartedProcess,
+    Capsule, Command, CreateCapsule, ExecResult, FileEntry, FileKind, Health, ProcessInfo, StartedProcess,
     TerminalSize,
 };
 pub use wrenn_core::{CapsuleId, state::CapsuleStatus};

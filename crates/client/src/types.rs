@@ -55,6 +55,18 @@ pub struct Capsule {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// What a server says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    /// The server's version.
+    pub version: String,
+    /// Hosts that take capsules; 0 where the server does not say.
+    #[serde(default)]
+    pub hosts_online: u32,
+}
+
 /// What a new capsule should be. What is not set takes the server's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct CreateCapsule {
