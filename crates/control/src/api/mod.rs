@@ -1,0 +1,75 @@
+//! The public HTTP API: what is served where, and in which layers.
+//!
+//! A handler extracts, authorises through [`crate::auth::Caller`] in its signature, calls a service and maps the result.
+//! Paths, bodies and answers are described where they are handled; the OpenAPI document is made of that.
+
+mod capsules;
+mod docs;
+mod error;
+mod exec;
+mod extract;
+mod files;
+mod hosts;
+mod layers;
+mod sockets;
+mod system;
+
+use axum::Router;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::state::App;
+
+pub use error::{ApiError, ErrorBody, ErrorDetail};
+pub(crate) use layers::{Service, service};
+
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(docs::Document::openapi())
+        .routes(routes!(system::health))
+        .routes(routes!(capsules::list, capsules::create))
+        .routes(routes!(capsules::get, capsules::destroy))
+        .routes(routes!(capsules::ping))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec::processes))
+        .routes(routes!(exec::kill))
+        .routes(routes!(sockets::exec_stream))
+        .routes(routes!(sockets::process_stream))
+        .routes(routes!(sockets::pty))
+        .merge(files::routes())
+        .routes(routes!(hosts::register))
+        .routes(routes!(hosts::refresh))
+}
+
+/// The OpenAPI document, in YAML.
+pub fn openapi_yaml() -> String {
+    docs::yaml(&routes().into_openapi())
+}
+
+/// Method and path of every route that the OpenAPI document describes, with the parameters in braces.
+pub fn described_routes() -> Vec<(http::Method, String)> {
+    let document = routes().into_openapi();
+    let mut all = Vec::new();
+    for (path, item) in &document.paths.paths {
+        let methods = [
+            (http::Method::GET, &item.get),
+            (http::Method::POST, &item.post),
+            (http::Method::PUT, &item.put),
+            (http::Method::PATCH, &item.patch),
+            (http::Method::DELETE, &item.delete),
+        ];
+        all.extend(
+            methods.into_iter().filter(|(_, at)| at.is_some()).map(|(method, _)| (method, path.clone())),
+        );
+    }
+    all
+}
+
+pub(crate) fn router(app: App) -> Router {
+    let (router, document) = routes().split_for_parts();
+    router
+        .merge(docs::router(&document))
+        .fallback(async || ApiError::not_found("there is nothing at this path"))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .with_state(app)
+}

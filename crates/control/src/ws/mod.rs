@@ -1,0 +1,316 @@
+//! WebSockets: what all of them share.
+//!
+//! A socket is split. One task writes, fed through a short queue, so that a slow reader holds up the process whose output
+//! it reads and nobody else. The session reads: it goes on answering Pings while a write waits.
+
+mod exec;
+mod pty;
+mod utf8;
+
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use bytes::Bytes;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use http::StatusCode;
+use http::request::Parts;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use wrenn_core::limits::MAX_WS_MESSAGE;
+use wrenn_core::{CapsuleId, TeamId};
+
+use crate::api::ApiError;
+use crate::auth::{self, Caller};
+use crate::guest::Guest;
+use crate::state::App;
+
+pub(crate) use exec::{attach, exec};
+pub(crate) use pty::pty;
+
+const BEAT_EVERY: Duration = Duration::from_secs(30);
+/// A peer that sends nothing at all for this long, not even Pongs, is gone.
+const IDLE: Duration = Duration::from_secs(120);
+const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last messages may take to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages waiting to be written.
+const QUEUE: usize = 4;
+/// Largest piece of output in one message, in bytes; small, so that a Pong never waits long.
+const PIECE: usize = 32 * 1024;
+
+const AUTH_FAILED: &str = "authentication failed";
+
+/// A WebSocket handshake: the upgrade, and whom its headers prove.
+pub(crate) struct Handshake {
+    upgrade: WebSocketUpgrade,
+    caller: Result<Caller, ApiError>,
+}
+
+impl FromRequestParts<App> for Handshake {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let caller = auth::authenticate(app, &parts.headers).await;
+        match WebSocketUpgrade::from_request_parts(parts, app).await {
+            Ok(upgrade) => Ok(Self { upgrade, caller }),
+            // A plain request gets a plain answer.
+            Err(_) => Err(caller
+                .err()
+                .unwrap_or_else(|| ApiError::invalid("this path takes WebSocket connections"))),
+        }
+    }
+}
+
+/// How text messages of a route report failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// exec and process streams; kept alive by Ping frames.
+    Stream,
+    /// Terminals; kept alive by `ping` messages, failures carry `fatal`.
+    Terminal,
+}
+
+/// Why a session ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ending {
+    /// All was said.
+    Done,
+    /// Said to the client, then closed.
+    Failed(String),
+    /// The client did not prove who it is.
+    Unauthorized,
+    /// The client said nothing for too long.
+    Idle,
+    /// The server ends.
+    Shutdown,
+    /// The client is gone.
+    Gone,
+}
+
+impl From<ApiError> for Ending {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error.message)
+    }
+}
+
+/// One thing that a client sent.
+#[derive(Debug)]
+enum Inbound {
+    Text(Value),
+    Binary(Bytes),
+}
+
+/// A socket in use: where messages go and come from.
+struct Session {
+    app: App,
+    team: Option<TeamId>,
+    capsule: CapsuleId,
+    dialect: Dialect,
+    out: mpsc::Sender<Message>,
+    inbound: SplitStream<WebSocket>,
+}
+
+impl Handshake {
+    /// Accepts the socket and runs `body` on it.
+    pub(crate) fn serve<F, Fut>(self, app: App, capsule: CapsuleId, dialect: Dialect, body: F) -> Response
+    where
+        F: FnOnce(SocketTask) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let tracked = app.tasks.clone();
+        let caller = self.caller;
+        self.upgrade
+            .max_message_size(MAX_WS_MESSAGE)
+            .max_frame_size(MAX_WS_MESSAGE)
+            .write_buffer_size(PIECE)
+            .on_upgrade(move |socket| {
+                tracked.track_future(body(SocketTask { app, capsule, dialect, caller, socket }))
+            })
+    }
+}
+
+/// An accepted socket, not yet authenticated.
+pub(crate) struct SocketTask {
+    app: App,
+    capsule: CapsuleId,
+    dialect: Dialect,
+    caller: Result<Caller, ApiError>,
+    socket: WebSocket,
+}
+
+impl SocketTask {
+    /// Authenticates, finds the capsule, runs `body`, and says goodbye as its ending demands.
+    async fn run<F>(self, body: F)
+    where
+        F: AsyncFnOnce(&mut Session, Guest) -> Ending,
+    {
+        let Self { app, capsule, dialect, caller, socket } = self;
+        let (sink, inbound) = socket.split();
+        let (out, queue) = mpsc::channel(QUEUE);
+        let writer = app.tasks.spawn(write(sink, queue, dialect.beat()));
+        let mut session = Session { app: app.clone(), team: None, capsule, dialect, out, inbound };
+        let ending = match session.admit(caller).await {
+            Ok(guest) => body(&mut session, guest).await,
+            Err(ending) => ending,
+        };
+        session.finish(ending, writer).await;
+    }
+}
+
+impl Dialect {
+    fn beat(self) -> Message {
+        match self {
+            Self::Stream => Message::Ping(Bytes::new()),
+            Self::Terminal => Message::Text(Utf8Bytes::from_static(r#"{"type":"ping"}"#)),
+        }
+    }
+
+    fn error(self, text: &str) -> Value {
+        match self {
+            Self::Stream => serde_json::json!({"type": "error", "data": text}),
+            Self::Terminal => serde_json::json!({"type": "error", "data": text, "fatal": true}),
+        }
+    }
+}
+
+impl Session {
+    async fn admit(&mut self, caller: Result<Caller, ApiError>) -> Result<Guest, Ending> {
+        let caller = match caller {
+            Ok(caller) => caller,
+            Err(error) if error.status == StatusCode::UNAUTHORIZED => {
+                // The first message would carry a user's token, and nobody here can have one.
+                return match timeout(AUTH_TIMEOUT, self.receive()).await {
+                    Ok(Err(ending)) => Err(ending),
+                    Ok(Ok(_)) | Err(_) => Err(Ending::Unauthorized),
+                };
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.team = Some(caller.team);
+        Ok(crate::capsules::guest(&self.app, caller.team, self.capsule).await?)
+    }
+
+    /// The next message with content. JSON that is none is reported as `null`, which no message is.
+    async fn receive(&mut self) -> Result<Inbound, Ending> {
+        loop {
+            let next = tokio::select! {
+                next = timeout(IDLE, self.inbound.next()) => next.map_err(|_| Ending::Idle)?,
+                () = self.app.shutdown.cancelled() => return Err(Ending::Shutdown),
+            };
+            match next {
+                Some(Ok(Message::Text(text))) => {
+                    return Ok(Inbound::Text(serde_json::from_str(&text).unwrap_or_default()));
+                }
+                Some(Ok(Message::Binary(data))) => return Ok(Inbound::Binary(data)),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Ending::Gone),
+            }
+        }
+    }
+
+    /// The first message that is not a repeated `auth`.
+    async fn first(&mut self) -> Result<Value, Ending> {
+        loop {
+            match self.receive().await? {
+                Inbound::Text(message) if message["type"] == "auth" => {}
+                Inbound::Text(message) => return Ok(message),
+                Inbound::Binary(_) => {
+                    return Err(Ending::Failed("the first message must be JSON text".into()));
+                }
+            }
+        }
+    }
+
+    async fn send(&self, message: &impl Serialize) -> Result<(), Ending> {
+        send(&self.out, message).await
+    }
+
+    async fn finish(self, ending: Ending, writer: JoinHandle<()>) {
+        let error = match &ending {
+            Ending::Failed(text) => Some(self.dialect.error(text)),
+            Ending::Unauthorized => Some(self.dialect.error(AUTH_FAILED)),
+            _ => None,
+        };
+        let code = match ending {
+            Ending::Done | Ending::Failed(_) => Some(close_code::NORMAL),
+            Ending::Unauthorized => Some(close_code::POLICY),
+            Ending::Idle | Ending::Shutdown => Some(close_code::AWAY),
+            Ending::Gone => None,
+        };
+        let Self { app, capsule, out, mut inbound, team, .. } = self;
+        let farewell = async {
+            if let Some(error) = error {
+                let _ = send(&out, &error).await;
+            }
+            if let Some(code) = code {
+                let frame = CloseFrame { code, reason: Utf8Bytes::default() };
+                let _ = out.send(Message::Close(Some(frame))).await;
+                drop(out);
+                // The peer's own close, after which the connection ends in order.
+                while let Some(Ok(_)) = inbound.next().await {}
+            }
+        };
+        // Whoever reads nothing any more gets no farewell.
+        let _ = timeout(CLOSE_TIMEOUT, farewell).await;
+        writer.abort();
+        if team.is_some() {
+            let now = time::OffsetDateTime::now_utc();
+            if let Err(error) = app.store.capsules_active(&[(capsule, now)]).await {
+                tracing::warn!(%error, "cannot record the use of capsule {capsule}");
+            }
+        }
+    }
+}
+
+async fn send(out: &mpsc::Sender<Message>, message: &impl Serialize) -> Result<(), Ending> {
+    let text = serde_json::to_string(message)
+        .map_err(|_| Ending::Failed("a message could not be written".into()))?;
+    out.send(Message::Text(text.into())).await.map_err(|_| Ending::Gone)
+}
+
+/// Writes what comes through the queue, and a beat every [`BEAT_EVERY`], until the queue or the connection ends.
+async fn write(mut sink: SplitSink<WebSocket, Message>, mut queue: mpsc::Receiver<Message>, beat: Message) {
+    let mut beats = interval_at(Instant::now() + BEAT_EVERY, BEAT_EVERY);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let message = tokio::select! {
+            message = queue.recv() => message,
+            _ = beats.tick() => Some(beat.clone()),
+        };
+        let Some(message) = message else { return };
+        let last = matches!(message, Message::Close(_));
+        if sink.send(message).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Strings of an optional JSON array; `None` where it is something else.
+fn strings(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
+
+/// Strings of an optional JSON object; `None` where it is something else.
+fn string_map(value: &Value) -> Option<std::collections::BTreeMap<String, String>> {
+    match value {
+        Value::Null => Some(std::collections::BTreeMap::new()),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+        }
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
