@@ -1,0 +1,134 @@
+//! `POST /init`: the host tells the guest who and when it is. Sent after every boot and every restore, for a clone
+//! of a snapshot wakes up with another's clock, another's name and another's random numbers.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, Timespec};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use wrenn_protocol::guest::{InitRequest, InitResponse};
+
+use crate::error::{Error, Kind, Result};
+use crate::init::identity;
+use crate::settings::Settings;
+
+/// Least randomness that is worth crediting, bytes.
+const MIN_ENTROPY: usize = 32;
+/// Most that is taken at once, bytes.
+const MAX_ENTROPY: usize = 4096;
+
+/// `RNDADDENTROPY` of linux/random.h.
+const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+/// `RNDRESEEDCRNG` of linux/random.h.
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
+/// Applies what the request holds; an absent field leaves what was set before.
+pub(super) async fn init(State(settings): State<Settings>, body: Bytes) -> Result<Json<InitResponse>> {
+    let request = parse(&body)?;
+    let timestamp = request.timestamp.as_deref().map(parse_time).transpose()?;
+    let entropy = request.entropy.as_deref().map(parse_entropy).transpose()?;
+    if let Some(entropy) = entropy {
+        feed_entropy(&entropy)?;
+    }
+    if let Some(time) = timestamp {
+        step_clock(time)?;
+    }
+    if let Some(name) = &request.hostname {
+        identity::set_hostname(name).map_err(|e| Error::invalid(format!("hostname {name:?}: {e}")))?;
+    }
+    settings.update(|values| {
+        if let Some(token) = request.access_token {
+            values.token = Some(token).filter(|t| !t.is_empty()).or(values.token.take());
+        }
+        values.default_user = request.default_user.or(values.default_user.take());
+        values.default_workdir = request.default_workdir.or(values.default_workdir.take());
+        if let Some(env) = request.env_vars {
+            values.env = env;
+        }
+    });
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(Json(InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel }))
+}
+
+fn parse(body: &[u8]) -> Result<InitRequest> {
+    if body.is_empty() {
+        return Ok(InitRequest::default());
+    }
+    serde_json::from_slice(body).map_err(|e| Error::invalid(format!("the body does not parse: {e}")))
+}
+
+fn parse_time(text: &str) -> Result<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|e| Error::invalid(format!("timestamp {text:?} is not RFC 3339: {e}")))
+}
+
+fn parse_entropy(text: &str) -> Result<Vec<u8>> {
+    let bytes = STANDARD.decode(text).map_err(|e| Error::invalid(format!("entropy is not base64: {e}")))?;
+    if (MIN_ENTROPY..=MAX_ENTROPY).contains(&bytes.len()) {
+        return Ok(bytes);
+    }
+    Err(Error::invalid(format!(
+        "entropy must have {MIN_ENTROPY} to {MAX_ENTROPY} bytes, not {}",
+        bytes.len()
+    )))
+}
+
+fn step_clock(time: OffsetDateTime) -> Result<()> {
+    let now = Timespec { tv_sec: time.unix_timestamp(), tv_nsec: i64::from(time.nanosecond()) };
+    rustix::time::clock_settime(ClockId::Realtime, now).map_err(|errno| Error::path("clock", errno))
+}
+
+/// `struct rand_pool_info` with its buffer.
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: libc::c_int,
+    size: libc::c_int,
+    bytes: [u8; MAX_ENTROPY],
+}
+
+/// Credits `entropy` to the kernel's pool and has the generator take it up at once.
+fn feed_entropy(entropy: &[u8]) -> Result<()> {
+    let failed = |errno| Error::path("/dev/urandom", errno);
+    let device =
+        rustix::fs::open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let size = libc::c_int::try_from(entropy.len()).unwrap_or(0);
+    let mut info = PoolInfo { entropy_bits: size * 8, size, bytes: [0; MAX_ENTROPY] };
+    info.bytes[..entropy.len()].copy_from_slice(entropy);
+    call(&device, RNDADDENTROPY, std::ptr::from_ref(&info).cast())?;
+    call(&device, RNDRESEEDCRNG, std::ptr::null())
+}
+
+fn call(device: &std::os::fd::OwnedFd, request: libc::c_ulong, argument: *const libc::c_void) -> Result<()> {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: RNDADDENTROPY reads `size` bytes behind the header, which PoolInfo has; RNDRESEEDCRNG reads nothing.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), request as _, argument) };
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(Error::new(Kind::Internal, format!("the random generator refused: {error}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_fields_are_refused_before_anything_is_applied() {
+        assert!(parse(b"{").is_err());
+        assert!(parse_time("yesterday").is_err());
+        assert!(parse_time("2026-01-02T03:04:05.123456789Z").is_ok());
+        assert!(parse_entropy("AAAA").is_err());
+        assert_eq!(parse_entropy(&STANDARD.encode([7; 32])).unwrap(), [7; 32]);
+    }
+
+    #[test]
+    fn an_empty_body_changes_nothing() {
+        assert_eq!(parse(b"").unwrap(), InitRequest::default());
+        assert_eq!(parse(b"{}").unwrap(), InitRequest::default());
+    }
+}

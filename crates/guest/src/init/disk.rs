@@ -1,0 +1,99 @@
+//! The template's disk: mounted, made the root, and grown to the size of its device.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+
+use rustix::mount::MountFlags;
+
+use super::{InitError, Step, mounts, power};
+
+/// The capsule's disk.
+const DEVICE: &str = "/dev/vda";
+/// Where it is mounted before it becomes the root.
+const NEW_ROOT: &str = "/newroot";
+/// What moves along.
+const MOVED: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// How long the device may take to appear after its driver was loaded.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `BLKGETSIZE64` of linux/fs.h.
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// `EXT4_IOC_RESIZE_FS` of the kernel's ext4: `_IOW('f', 16, __u64)`.
+const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+
+/// Mounts the disk and carries on with it as `/`.
+pub(super) fn switch_root() -> Result<(), InitError> {
+    mounts::make_directory(NEW_ROOT, 0o755);
+    mount_disk()?;
+    for directory in MOVED {
+        let target = format!("{NEW_ROOT}{directory}");
+        mounts::make_directory(&target, 0o755);
+        rustix::mount::mount_move(directory, &target).step(format!("move {directory} to the disk"))?;
+    }
+    // The initramfs is memory; nothing in it is needed once this program runs.
+    let _ = std::fs::remove_dir_all("/modules");
+    let _ = std::fs::remove_file("/init");
+    rustix::process::chdir(NEW_ROOT).step("enter the disk")?;
+    rustix::mount::mount_move(".", "/").step("make the disk the root")?;
+    rustix::process::chroot(".").step("make the disk the root")?;
+    rustix::process::chdir("/").step("enter the root")
+}
+
+fn mount_disk() -> Result<(), InitError> {
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        match rustix::mount::mount(DEVICE, NEW_ROOT, "ext4", MountFlags::NOATIME, None) {
+            Err(errno) if device_is_missing(errno) && std::time::Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result.step(format!("mount {DEVICE}")),
+        }
+    }
+}
+
+fn device_is_missing(errno: rustix::io::Errno) -> bool {
+    matches!(errno, rustix::io::Errno::NOENT | rustix::io::Errno::NXIO)
+}
+
+/// Grows the file system while the daemon serves already: ext4 does this while it is used.
+pub(super) fn grow_in_background() {
+    // Without a thread the disk stays as large as the template's, and the console says so.
+    let spawned = std::thread::Builder::new().name("grow".into()).spawn(|| {
+        if let Err(error) = grow() {
+            power::say(&format!("the file system was not grown to its disk: {error}"));
+        }
+    });
+    if let Err(error) = spawned {
+        power::say(&format!("the file system was not grown to its disk: {error}"));
+    }
+}
+
+fn grow() -> io::Result<()> {
+    let filesystem = rustix::fs::statvfs("/")?;
+    let size = device_size(&File::open(DEVICE)?)?;
+    let blocks = size / filesystem.f_bsize;
+    // The file system counts without its own tables (an inode takes 256 bytes of every 16 KiB), so a little less is no reason to act.
+    if blocks <= filesystem.f_blocks + filesystem.f_blocks / 16 {
+        return Ok(());
+    }
+    let root = File::open("/")?;
+    // SAFETY: the call reads one 64-bit number of blocks through the pointer.
+    let result = unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn device_size(device: &File) -> io::Result<u64> {
+    let mut size = 0_u64;
+    // SAFETY: the call writes one 64-bit number through the pointer.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
+}
+
+/// Writes everything back and takes the root read-only, so that the disk is clean without a journal replay.
+pub(super) fn settle() {
+    rustix::fs::sync();
+    // A file still open for writing forbids it; then the journal does its work at the next start.
+    let _ = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"");
+}

@@ -1,0 +1,144 @@
+//! The listener: Connect RPC and plain HTTP on one port, HTTP/1.1 and HTTP/2 by what the client sends first.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use connectrpc::{ConnectRpcService, Limits, Router as RpcRouter};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use wrenn_protocol::filesystem::FilesystemExt as _;
+use wrenn_protocol::process::ProcessExt as _;
+
+use crate::auth;
+use crate::config::Config;
+use crate::filesystem::Files;
+use crate::http;
+use crate::process::Processes;
+use crate::reaper::Reaper;
+use crate::settings::Settings;
+
+/// How long an idle connection is kept: longer than any client keeps its own.
+const IDLE: Duration = Duration::from_secs(640);
+
+/// Most bytes read from a connection at once. Large, because each read is a piece that is written to disk by itself.
+const READ_BUFFER: usize = 1024 * 1024;
+
+/// Largest RPC message, bytes. Input is the largest thing that arrives.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// Threads that run tasks. More than one, so that a flood on one connection holds up no other on a one-CPU machine.
+const MIN_WORKERS: usize = 2;
+
+/// The daemon cannot serve.
+#[derive(Debug, Error)]
+pub(crate) enum ServerError {
+    /// No thread or no event queue.
+    #[error("the runtime cannot start; raise the limit of threads or open files")]
+    Runtime(#[source] io::Error),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {source}; choose another with --addr and --port")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let reaper = Reaper::start().map_err(ServerError::Runtime)?;
+    let workers = std::thread::available_parallelism().map_or(MIN_WORKERS, |n| n.get().max(MIN_WORKERS));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .map_err(ServerError::Runtime)?;
+    let settings = Settings::new(config.token.clone());
+    let address = SocketAddr::new(config.address, config.port);
+    let served = runtime.block_on(async {
+        let app = app(settings, reaper);
+        let listener = listen(address).map_err(|source| ServerError::Listen { address, source })?;
+        announce(&listener, address);
+        tokio::select! {
+            () = accept(&listener, &app) => {}
+            () = told_to_stop() => {}
+        }
+        Ok(())
+    });
+    runtime.shutdown_background();
+    served
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Tells whoever started the daemon which port it got.
+fn announce(listener: &TcpListener, asked: SocketAddr) {
+    let address = listener.local_addr().unwrap_or(asked);
+    println!("wrenn-guest: listening on {address}");
+}
+
+/// The whole service behind its guard.
+fn app(settings: Settings, reaper: Reaper) -> Router {
+    let processes = Arc::new(Processes::new(reaper, settings.clone()));
+    let files = Arc::new(Files::new(settings.clone()));
+    let rpc = files.register(processes.register(RpcRouter::new()));
+    let limits = Limits::default().with_max_message_size(MAX_MESSAGE).with_max_request_body_size(MAX_MESSAGE);
+    http::router(settings.clone())
+        .fallback_service(ConnectRpcService::new(rpc).with_limits(limits))
+        .layer(axum::middleware::from_fn_with_state(settings, auth::guard))
+}
+
+async fn accept(listener: &TcpListener, app: &Router) {
+    let builder = builder();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                tokio::spawn(serve(stream, app.clone(), builder.clone()));
+            }
+            // Out of descriptors, most likely: those in use will be freed.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(READ_BUFFER);
+    builder.http2().timer(TokioTimer::new());
+    builder
+}
+
+async fn serve(stream: TcpStream, app: Router, builder: auto::Builder<TokioExecutor>) {
+    // Output comes in small pieces that somebody waits for.
+    let _ = stream.set_nodelay(true);
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app))
+        .into_owned();
+    // A connection that breaks is the client's matter; there is nobody here to tell.
+    let _ = connection.await;
+}
+
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
