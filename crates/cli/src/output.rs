@@ -165,10 +165,16 @@ pub fn report(error: &anyhow::Error) {
     }
 }
 
+/// Layers of the HTTP stack that say nothing but that there is a cause.
+const HOLLOW: [&str; 3] = ["error sending request", "client error (Connect)", "client error (SendRequest)"];
+
 /// The causes, outermost first; a cause that repeats the end of what was said is left out.
 fn chain(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |mut said, cause| {
         let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if HOLLOW.contains(&text.as_str()) {
+            return said;
+        }
         if said.is_empty() {
             return text;
         }

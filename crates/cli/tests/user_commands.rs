@@ -457,7 +457,7 @@ fn what_is_missing_is_told_with_its_cure() {
     assert!(stderr(&keyless).starts_with("error: no API key: "), "{}", stderr(&keyless));
     let mut closed = wrenn(&["capsule", "ls", "--base-url", "http://127.0.0.1:1", "--api-key", "k"]);
     let text = stderr(&closed.output().unwrap());
-    assert!(text.starts_with("error: cannot reach http://127.0.0.1:1: "), "{text}");
+    assert!(text.starts_with("error: cannot reach http://127.0.0.1:1: tcp connect error: "), "{text}");
     assert!(text.ends_with("hint: is the platform running? start it with `wrenn up`\n"), "{text}");
 }
 

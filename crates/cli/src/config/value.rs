@@ -173,6 +173,12 @@ macro_rules! choices {
             }
         }
 
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
         impl Value for $name {
             const EXPECTED: &'static str = $expected;
 
