@@ -16,6 +16,7 @@ use crate::address::{GUEST_PREFIX_LEN, SlotIndex, TAP_ADDR, TAP_NAME, VETH_NAME,
 use crate::claims::Taken;
 use crate::dns::{self, Forwarder};
 use crate::error::{NetError, Result};
+use crate::firewall::Before;
 use crate::namespace::Resident;
 use crate::network::Shared;
 use crate::{error, firewall, links, namespace, tap};
@@ -115,7 +116,7 @@ async fn raise(shared: &Shared, index: SlotIndex, parts: &mut Vec<Part>) -> Resu
     shared.reached(Step::Veth)?;
 
     configure_inside(shared, index, &resident).await?;
-    install_firewall(shared, index, &resident).await?;
+    install_firewall(shared, index, &resident, Before::Nothing).await?;
     shared.reached(Step::Firewall)?;
 
     let forwarder = dns::start(shared.resolver.clone(), index, &resident).await?;
@@ -177,10 +178,15 @@ async fn configure_inside(shared: &Shared, index: SlotIndex, resident: &Resident
 }
 
 /// Puts the rules in place, or replaces them by what is configured now.
-pub(crate) async fn install_firewall(shared: &Shared, index: SlotIndex, resident: &Resident) -> Result<()> {
+pub(crate) async fn install_firewall(
+    shared: &Shared,
+    index: SlotIndex,
+    resident: &Resident,
+    before: Before,
+) -> Result<()> {
     let private = shared.private;
     resident
-        .run(move || firewall::apply(index, private))
+        .run(move || firewall::apply(index, private, before))
         .await
         .map_err(|source| NetError::Firewall { index, source })
 }

@@ -21,7 +21,7 @@ pub(crate) struct Claim {
     pub(crate) owner: String,
     /// Its data directory; once that is gone, so is the owner.
     pub(crate) data_dir: PathBuf,
-    /// The agent process that took or last adopted the slot; for people who look.
+    /// The agent process that took the slot; for people who look.
     pub(crate) pid: u32,
 }
 

@@ -1,11 +1,13 @@
 //! What this machine lacks for slots, each with the command that mends it.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 
+use crate::address::{GUEST_NET, VETH_NET};
 use crate::tap::TUN_DEVICE;
 
 /// Something that is missing.
@@ -74,4 +76,63 @@ pub fn check_nft() -> Result<(), Deficiency> {
         what: format!("`nft list tables` fails: {}", message.trim()),
         mend: if permitted { "modprobe nf_tables" } else { "run the agent as root" },
     })
+}
+
+/// Whether the networks of the slots, 10.11.0.0/16 and 10.12.0.0/16, are free on this machine.
+///
+/// # Errors
+/// Where a route of somebody else leads into one of them; hosts behind it could not be told from guests.
+pub fn check_networks() -> Result<(), Deficiency> {
+    let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    match table.lines().find_map(conflict) {
+        None => Ok(()),
+        Some((link, network)) => Err(Deficiency {
+            what: format!(
+                "the network {network}/16 is needed for slots, but a route on {link} leads into it"
+            ),
+            mend: "renumber that network, or remove the route: ip route del",
+        }),
+    }
+}
+
+/// The link and the slots' network of a line of `/proc/net/route` that stands in the way. A default route and
+/// routes wider than ours do not: ours are more specific.
+fn conflict(line: &str) -> Option<(&str, Ipv4Addr)> {
+    let fields: Vec<_> = line.split_whitespace().collect();
+    let (link, to, mask) = (*fields.first()?, fields.get(1)?, fields.get(7)?);
+    // Addresses are printed as the number that the bytes in network order are on this machine.
+    let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
+    let (to, mask) = (number(to)?, number(mask)?);
+    let wider = |prefix: u8| mask.leading_ones() < u32::from(prefix);
+    let inside = |(network, prefix): (Ipv4Addr, u8)| {
+        !wider(prefix) && (to ^ network.to_bits()) >> (32 - u32::from(prefix)) == 0
+    };
+    let ours = link.starts_with("wrenn-");
+    [GUEST_NET, VETH_NET].into_iter().find(|net| !ours && inside(*net)).map(|(network, _)| (link, network))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_that_runs_the_tests_lacks_nothing() {
+        assert_eq!(check_tun(), Ok(()));
+        assert_eq!(check_netns(), Ok(()));
+        assert_eq!(check_nft(), Ok(()));
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn only_routes_of_others_into_the_slots_networks_stand_in_the_way() {
+        let line = |link, to, mask| format!("{link}\t{to}\t00000000\t0001\t0\t0\t0\t{mask}\t0\t0\t0");
+        let found = |link, to, mask| conflict(&line(link, to, mask)).map(|(_, network)| network.to_string());
+        assert_eq!(found("eth0", "00000B0A", "0000FFFF").as_deref(), Some("10.11.0.0"));
+        assert_eq!(found("tun0", "00050C0A", "00FFFFFF").as_deref(), Some("10.12.0.0"));
+        assert_eq!(found("wrenn-5", "05000B0A", "FFFFFFFF"), None);
+        assert_eq!(found("eth0", "00000000", "00000000"), None);
+        assert_eq!(found("eth0", "0000000A", "000000FF"), None);
+        assert_eq!(found("eth0", "00000D0A", "0000FFFF"), None);
+        assert_eq!(conflict("Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask"), None);
+    }
 }

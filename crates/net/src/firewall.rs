@@ -56,17 +56,29 @@ pub(crate) enum PrivateNetworks {
     Forbidden,
 }
 
-/// Writes a slot's rules; to be run inside its namespace. Rules that were there are replaced in the same
-/// instant, and connections go on.
-pub(crate) fn apply(index: SlotIndex, private: PrivateNetworks) -> io::Result<()> {
+/// Whether a namespace has rules already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// It was just made.
+    Nothing,
+    /// It may have those of an earlier process. They are replaced in one instant, and connections go on.
+    Rules,
+}
+
+/// Writes a slot's rules; to be run inside its namespace.
+pub(crate) fn apply(index: SlotIndex, private: PrivateNetworks, before: Before) -> io::Result<()> {
+    let table = match before {
+        Before::Nothing => Batch::new_table,
+        Before::Rules => Batch::replace_table,
+    };
     let mut batch = Batch::new(TABLE);
-    batch.fresh_table(Family::Ip);
+    table(&mut batch, Family::Ip);
     let nat = |name, hook, priority| Chain { name, kind: "nat", hook, priority, policy: Policy::Accept };
     batch.chain(Family::Ip, nat("prerouting", Hook::Prerouting, PRIORITY_DSTNAT), prerouting(index));
     batch.chain(Family::Ip, nat("postrouting", Hook::Postrouting, PRIORITY_SRCNAT), postrouting());
     batch.chain(Family::Ip, filter("forward", Hook::Forward), forward(private));
     batch.chain(Family::Ip, filter("input", Hook::Input), input());
-    batch.fresh_table(Family::Ip6);
+    table(&mut batch, Family::Ip6);
     for (name, hook) in [("input", Hook::Input), ("forward", Hook::Forward), ("output", Hook::Output)] {
         batch.chain(Family::Ip6, filter(name, hook), []);
     }

@@ -3,12 +3,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::thread;
 
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use netlink_packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::net::{AddressFamily, SocketType, netdevice};
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 
 /// The loopback's index, which is 1 in every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
@@ -19,6 +22,31 @@ pub(crate) fn connect() -> io::Result<Handle> {
     let (connection, handle, _unsolicited) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
     Ok(handle)
+}
+
+/// A netlink connection to the host's namespace, served by a thread of its own until the last clone of the
+/// handle is dropped: the kernel takes tens of milliseconds to remove a link, within the call that asks for it.
+pub(crate) async fn connect_apart() -> io::Result<Handle> {
+    let (deliver, delivery) = oneshot::channel();
+    let serve = move || {
+        let opened = Builder::new_current_thread().enable_io().build().and_then(|runtime| {
+            let context = runtime.enter();
+            let (connection, handle, _unsolicited) = rtnetlink::new_connection()?;
+            drop(context);
+            Ok((runtime, connection, handle))
+        });
+        match opened {
+            Ok((runtime, connection, handle)) => {
+                if deliver.send(Ok(handle)).is_ok() {
+                    runtime.block_on(connection);
+                }
+            }
+            // Nobody to tell means nobody needs the connection.
+            Err(error) => drop(deliver.send(Err(error))),
+        }
+    };
+    thread::Builder::new().name("wrenn-netlink".to_owned()).spawn(serve)?;
+    delivery.await.map_err(io::Error::other)?
 }
 
 /// The index of a link of the calling thread's namespace, if there is one of that name.

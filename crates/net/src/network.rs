@@ -10,7 +10,7 @@ use crate::assemble::{self, Part};
 use crate::claims::{Claim, Claims};
 use crate::dns::{self, Resolver};
 use crate::error::{NetError, Result};
-use crate::firewall::PrivateNetworks;
+use crate::firewall::{Before, PrivateNetworks};
 use crate::ledger::Ledger;
 use crate::namespace::{self, Resident};
 use crate::slot::Slot;
@@ -121,7 +121,7 @@ impl Network {
             claim: Claim { owner: config.owner, data_dir: config.data_dir, pid: std::process::id() },
             claims,
             private,
-            netlink: links::connect().map_err(NetError::refused("open", "a netlink socket"))?,
+            netlink: links::connect_apart().await.map_err(NetError::refused("open", "a netlink socket"))?,
             resolver: Arc::new(Resolver::new(config.resolv_conf)),
             ledger: Mutex::new(Ledger::new(taken)),
             #[cfg(test)]
@@ -291,6 +291,29 @@ async fn revive(shared: &Shared, index: SlotIndex) -> Result<dns::Forwarder> {
     links::restore_host_route(&shared.netlink, index.guest_addr(), index.veth_namespace_addr(), link)
         .await
         .map_err(NetError::refused("restore", format!("route {}/32", index.guest_addr())))?;
-    assemble::install_firewall(shared, index, &resident).await?;
+    assemble::install_firewall(shared, index, &resident, Before::Rules).await?;
     dns::start(Arc::clone(&shared.resolver), index, &resident).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_send<T: Send>(_: &T) {}
+
+    #[test]
+    fn every_future_may_be_spawned() {
+        let opening = Network::open(NetworkConfig::new("", ""));
+        assert_send(&opening);
+        let uses = async |network: Network, slot: Slot| {
+            assert_send(&network.acquire());
+            assert_send(&network.adopt(SlotIndex::MIN));
+            assert_send(&network.sweep(&BTreeSet::new()));
+            assert_send(&network.restore_host_table());
+            assert_send(&network.close());
+            assert_send(&slot.release());
+        };
+        // Only the types matter: nothing is polled.
+        drop((opening, uses));
+    }
 }

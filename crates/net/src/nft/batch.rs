@@ -15,6 +15,7 @@ const NFT_MSG_NEWRULE: u16 = 6;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
@@ -94,13 +95,20 @@ impl Batch {
         batch
     }
 
+    /// Makes the table, which must not exist.
+    pub(crate) fn new_table(&mut self, family: Family) {
+        self.table_message(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, family);
+    }
+
     /// Makes the table empty, whether it exists or not.
-    pub(crate) fn fresh_table(&mut self, family: Family) {
-        let table = self.table;
+    ///
+    /// The kernel disposes of the old one later, and closing the socket waits for that, some ten milliseconds;
+    /// use [`Self::new_table`] where somebody waits.
+    pub(crate) fn replace_table(&mut self, family: Family) {
         // Deleting what is not there fails, hence the first line.
-        self.push(NFT_MSG_NEWTABLE, NLM_F_CREATE, family, |writer| writer.text(1, table));
-        self.push(NFT_MSG_DELTABLE, 0, family, |writer| writer.text(1, table));
-        self.push(NFT_MSG_NEWTABLE, NLM_F_CREATE, family, |writer| writer.text(1, table));
+        self.table_message(NFT_MSG_NEWTABLE, NLM_F_CREATE, family);
+        self.table_message(NFT_MSG_DELTABLE, 0, family);
+        self.new_table(family);
     }
 
     /// Adds a base chain with its rules, in order.
@@ -134,6 +142,11 @@ impl Batch {
             writer.text(2, chain);
             writer.nested_bytes(NFTA_RULE_EXPRESSIONS, rule.expressions());
         });
+    }
+
+    fn table_message(&mut self, kind: u16, flags: u16, family: Family) {
+        let table = self.table;
+        self.push(kind, flags, family, |writer| writer.text(1, table));
     }
 
     fn push(&mut self, kind: u16, flags: u16, family: Family, body: impl FnOnce(&mut Writer)) {
