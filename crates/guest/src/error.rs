@@ -92,6 +92,7 @@ impl Error {
     }
 
     /// What kind of refusal this is.
+    #[cfg(test)]
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

@@ -68,7 +68,9 @@ impl Watch {
         let failed = |e: io::Error| Error::new(Kind::Internal, format!("no watch can be set up: {e}"));
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(|errno| failed(errno.into()))?;
-        let inotify = Arc::new(AsyncFd::new(inotify).map_err(failed)?);
+        // SAFETY: an OwnedFd is open and the same until it is dropped, which the AsyncFd does.
+        let inotify = unsafe { AsyncFd::register(inotify) }.map_err(|e| failed(e.into()))?;
+        let inotify = Arc::new(inotify);
         let mut watch = Self {
             options,
             inotify,

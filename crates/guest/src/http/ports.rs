@@ -1,6 +1,9 @@
 //! `GET /connect?port=N`: from here on the connection is one to `N` inside the guest. It reaches servers bound to
 //! loopback, in the moment they listen.
 
+use std::num::NonZeroU16;
+
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -19,20 +22,21 @@ const COPY_BYTES: usize = 64 * 1024;
 /// The query of the call.
 #[derive(Debug, Deserialize)]
 pub(super) struct PortQuery {
-    port: u16,
+    port: NonZeroU16,
 }
 
 /// Dials first, so that a closed port is a plain answer (502) and not a broken connection.
-pub(super) async fn connect(query: Option<Query<PortQuery>>, mut request: Request) -> Result<Response> {
-    let port = query.map_or(0, |Query(query)| query.port);
-    if port == 0 {
-        return Err(Error::invalid("port must be a number from 1 to 65535"));
-    }
+pub(super) async fn connect(
+    query: Result<Query<PortQuery>, QueryRejection>,
+    mut request: Request,
+) -> Result<Response> {
+    let Query(PortQuery { port }) =
+        query.map_err(|_| Error::invalid("port must be a number from 1 to 65535"))?;
     let asked = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
     if !asked.is_some_and(|protocol| protocol.eq_ignore_ascii_case(PROTOCOL)) {
         return Err(Error::invalid(format!("send Connection: upgrade and Upgrade: {PROTOCOL}")));
     }
-    let inside = match dial(port).await {
+    let inside = match dial(port.get()).await {
         Ok(inside) => inside,
         Err(error) => {
             let text = format!("port {port} is not open: {error}");

@@ -109,9 +109,15 @@ struct Care {
 
 impl Care {
     async fn run(self, output: Output, exit: oneshot::Receiver<Exit>) {
-        let process = &self.process;
+        let exit = self.watch(output, exit).await;
+        self.process.finish(end_event(exit)).await;
+        self.table.retire(self.process);
+    }
+
+    /// How the process ended, after its last output.
+    async fn watch(&self, output: Output, exit: oneshot::Receiver<Exit>) -> Exit {
         let life = async {
-            output.pump(process).await;
+            output.pump(&self.process).await;
             exit.await
         };
         tokio::pin!(life);
@@ -124,8 +130,7 @@ impl Care {
             }
         };
         // The reaper lives as long as the program, so there always is an exit.
-        process.finish(end_event(exit.unwrap_or(Exit::Signal(libc::SIGKILL)))).await;
-        self.table.retire(self.process);
+        exit.unwrap_or(Exit::Signal(libc::SIGKILL))
     }
 
     async fn kill(&self) {
@@ -200,7 +205,8 @@ fn terminal(user: &User, size: Option<(u32, u32)>) -> io::Result<Channels> {
     let (cols, rows) = size.map_or(DEFAULT_SIZE, |(cols, rows)| (clamp(cols), clamp(rows)));
     rustix::termios::tcsetwinsize(&ours, window(cols, rows))?;
     rustix::io::ioctl_fionbio(&ours, true)?;
-    let ours = Arc::new(AsyncFd::new(ours)?);
+    // SAFETY: an OwnedFd is open and the same until it is dropped, which the AsyncFd does.
+    let ours = Arc::new(unsafe { AsyncFd::register(ours) }?);
     Ok(Channels {
         theirs: [theirs.try_clone()?, theirs.try_clone()?, theirs],
         input: Input::Terminal(Arc::clone(&ours), Mutex::new(())),
