@@ -23,7 +23,8 @@ pub struct NetworkConfig {
     pub owner: String,
     /// This installation's data directory. Once it is gone, any agent of the machine may remove our slots.
     pub data_dir: PathBuf,
-    /// The directory of claims; the same for all agents of a machine.
+    /// The directory of claims; the same for all agents of a machine, gone after a reboot, and on a file system
+    /// that knows `O_TMPFILE` (tmpfs, as `/run` is; ext4, xfs and btrfs do too).
     pub state_dir: PathBuf,
     /// Whether guests may reach private networks (10/8, 172.16/12, 192.168/16, 100.64/10 and the like). This
     /// host, other slots and link-local addresses stay out of reach either way.

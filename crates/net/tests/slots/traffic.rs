@@ -1,6 +1,7 @@
 //! Who can reach whom.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -183,6 +184,22 @@ fn a_packet_with_a_forged_sender_goes_nowhere() {
         let (length, from) = listener.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"honest");
         assert_eq!(from.ip().to_string(), HOST);
+    });
+}
+
+#[test]
+fn qemu_takes_the_tap_as_an_inherited_descriptor() {
+    on_own_machine(|| async {
+        let network = open("a").await;
+        let slot = take(&network).await;
+        let script = "exec 3<&0; printf 'info network\\nquit\\n' | \
+                      qemu-system-x86_64 -M none -nodefaults -display none -monitor stdio -netdev tap,id=n0,fd=3";
+        let tap = Stdio::from(slot.open_tap().unwrap());
+        let output = Command::new("sh").args(["-c", script]).stdin(tap).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("type=tap,fd=3"), "{text}");
+        slot.release().await.unwrap();
     });
 }
 
