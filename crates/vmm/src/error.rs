@@ -1,0 +1,122 @@
+//! What can go wrong with a VMM, each with what to do about it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::qmp::QmpError;
+
+/// A VMM operation that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// There is no VMM binary on this machine.
+    #[error("{binary:?} is not installed: apt-get install qemu-system-x86")]
+    BinaryMissing {
+        /// What was looked for.
+        binary: PathBuf,
+    },
+    /// The binary answered something that no version of this VMM says.
+    #[error("{binary:?} does not say its version (it said {said:?}): name another QEMU")]
+    Version {
+        /// What was asked.
+        binary: PathBuf,
+        /// Its first line.
+        said: String,
+    },
+    /// KVM was demanded but the machine has none.
+    #[error("KVM was demanded but {reason}: set WRENN_ACCEL=auto or tcg")]
+    NoKvm {
+        /// What is missing.
+        reason: String,
+    },
+    /// A value that is none of the accelerator choices.
+    #[error("an accelerator is one of auto, kvm and tcg, not {found:?}")]
+    UnknownAccelerator {
+        /// What was given.
+        found: String,
+    },
+    /// The VMM would run as root.
+    #[error(
+        "a VMM must not run as root, not uid {uid} and gid {gid}: give each capsule ids of its own above 0"
+    )]
+    Privileged {
+        /// User asked for.
+        uid: u32,
+        /// Group asked for.
+        gid: u32,
+    },
+    /// An id that cannot name a cgroup.
+    #[error("{id:?} cannot be a machine's id: use letters, digits, `-` and `_`")]
+    BadId {
+        /// The id.
+        id: String,
+    },
+    /// A path in the specification cannot be used.
+    #[error("{path:?} cannot be used as {what}: {reason}")]
+    BadPath {
+        /// Its part in the specification.
+        what: &'static str,
+        /// The path itself.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The VMM ended before it could be spoken to.
+    #[error("the VMM ended at its start ({exit}); it said: {said}")]
+    Launch {
+        /// How it ended.
+        exit: String,
+        /// The end of its standard error.
+        said: String,
+    },
+    /// The VMM did not answer in time after its start, and was killed.
+    #[error("the VMM did not answer within {after:?} of its start and was killed; it said: {said}")]
+    Unresponsive {
+        /// How long was waited.
+        after: Duration,
+        /// The end of its standard error.
+        said: String,
+    },
+    /// The process of a record does not run any more.
+    #[error("process {pid} of machine {id} is gone")]
+    Gone {
+        /// The machine's id.
+        id: String,
+        /// Its process id when it ran.
+        pid: u32,
+    },
+    /// A killed process did not go away.
+    #[error("process {pid} still exists {after:?} after SIGKILL: the kernel holds it, see /proc/{pid}/stack")]
+    Unkillable {
+        /// The process.
+        pid: u32,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The record is of another driver's machine.
+    #[error("the record is of a machine of the driver {found:?}, not {wanted:?}")]
+    ForeignRecord {
+        /// The record's driver.
+        found: String,
+        /// This driver.
+        wanted: &'static str,
+    },
+    /// The VMM refused or did not answer a command.
+    #[error("the VMM did not carry out a command")]
+    Qmp(#[from] QmpError),
+    /// The operating system refused.
+    #[error("could not {action} {path:?}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What it was done to.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl VmmError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::Io { action, path: path.to_path_buf(), source: source.into() }
+    }
+}
