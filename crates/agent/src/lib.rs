@@ -1,1 +1,144 @@
-//! Placeholder.
+//! The host agent: it owns the VMs, the disks and the network slots of one machine, and does what the control plane
+//! asks over mutual TLS.
+//!
+//! Its truth is its data directory. An agent that is killed leaves its VMs running; the next one finds them by
+//! their records, takes them over, and removes what cannot be taken over.
+
+pub mod capsule;
+pub mod config;
+pub mod console;
+pub mod credentials;
+pub mod endpoint;
+pub mod environment;
+pub mod error;
+pub mod host;
+pub mod images;
+pub mod manager;
+pub mod record;
+pub mod recovery;
+mod rpc;
+mod server;
+pub mod traffic;
+mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use config::AgentConfig;
+pub use credentials::Credentials;
+
+use crate::credentials::Registrar;
+use crate::environment::Environment;
+use crate::manager::Manager;
+use crate::record::Phase;
+
+/// How long boots under way get to be undone when the agent ends.
+const UNDO_LIMIT: Duration = Duration::from_secs(20);
+/// Pause after a failed renewal of the host's certificate.
+const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+
+/// Runs the agent until `shutdown`. Capsules that run are left running for the next agent.
+///
+/// # Errors
+/// Where the host lacks something essential, or the control plane refuses it.
+pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let manager = open(config).await?;
+    let config = manager.env().config.clone();
+    let recovered = recovery::recover(&manager).await?;
+    info!(adopted = recovered.adopted, removed = recovered.removed, "capsules of the agent before");
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; is another agent running?", config.listen))?;
+    let registrar = Registrar::new(&config)?;
+    let credentials = tokio::select! {
+        credentials = registrar.obtain(config.registration_token.as_deref()) => credentials?,
+        () = shutdown.cancelled() => return close(manager).await,
+    };
+    let tls = Arc::new(ArcSwap::from_pointee(server::tls_config(&credentials)?));
+    info!(host = %credentials.host_id, listen = %config.listen, "agent ready");
+    let renewal = tokio::spawn(keep_renewed(registrar, credentials, Arc::clone(&tls)));
+    server::serve(listener, tls, manager.clone(), shutdown).await;
+    renewal.abort();
+    close(manager).await
+}
+
+/// Opens the host's parts, without taking over or serving anything yet.
+///
+/// # Errors
+/// Where the host lacks something essential.
+pub async fn open(config: AgentConfig) -> anyhow::Result<Manager> {
+    let images = images::ensure_quietly(&config).await.context("cannot make the base images")?;
+    let installation = installation_id(&config).context("cannot write the data directory")?;
+    let mut network = wrenn_net::NetworkConfig::new(&*installation, &*config.dir);
+    network.allow_private = config.allow_private_networks;
+    let vmm = wrenn_vmm::qemu::Qemu::detect(None).await?;
+    let disks = wrenn_disk::Qcow2Disks::default();
+    disks.version().await?;
+    let env = Environment {
+        network: wrenn_net::Network::open(network).await?,
+        disks: Arc::new(disks),
+        vmm_version: vmm.version().to_string(),
+        accelerator: wrenn_vmm::Accelerator::detect(config.accelerator)?,
+        // One directory for each installation, so that a sweep meets only its own VMMs.
+        cgroup: wrenn_vmm::cgroup::root().map(|root| root.join(format!("wrenn-{installation}"))),
+        vmm: Arc::new(vmm),
+        kernel: images.kernel,
+        detach: CancellationToken::new(),
+        config,
+    };
+    Ok(Manager::new(Arc::new(env)))
+}
+
+/// The name under which this data directory owns things on the machine; made at the first start.
+fn installation_id(config: &AgentConfig) -> std::io::Result<String> {
+    let path = config.dir.join("installation-id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        Ok(_) | Err(_) => {
+            let id = uuid::Uuid::new_v4().to_string();
+            record::write_atomically(&path, id.as_bytes(), 0o644)?;
+            Ok(id)
+        }
+    }
+}
+
+/// Leaves running capsules to the next agent, and waits until boots under way are undone.
+async fn close(manager: Manager) -> anyhow::Result<()> {
+    let env = Arc::clone(manager.env());
+    env.detach.cancel();
+    let starting = manager.all().into_iter().filter(|capsule| capsule.state().phase != Phase::Running);
+    let undone = futures::future::join_all(starting.map(|capsule| async move { capsule.stopped().await }));
+    if tokio::time::timeout(UNDO_LIMIT, undone).await.is_err() {
+        warn!("some capsules were not removed in time; the next start removes them");
+    }
+    env.network.close().await?;
+    Ok(())
+}
+
+/// Renews the host's certificate at half of its life, for as long as the agent runs.
+async fn keep_renewed(registrar: Registrar, mut credentials: Credentials, tls: server::SharedTls) {
+    loop {
+        match credentials.renew_in() {
+            Ok(pause) => tokio::time::sleep(pause).await,
+            Err(error) => warn!("{error}"),
+        }
+        let renewed = registrar.renew(&credentials).await.and_then(|new| Ok((server::tls_config(&new)?, new)));
+        match renewed {
+            Ok((config, new)) => {
+                tls.store(Arc::new(config));
+                credentials = new;
+                info!("host certificate renewed");
+            }
+            Err(error) => {
+                warn!("cannot renew the host certificate, trying again: {error}");
+                tokio::time::sleep(RENEWAL_RETRY).await;
+            }
+        }
+    }
+}

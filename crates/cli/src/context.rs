@@ -127,7 +127,7 @@ pub fn read_env_file(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
 }
 
 /// The URL under which this machine reaches a listener of its own.
-fn local_url(listen: SocketAddr) -> String {
+pub fn local_url(listen: SocketAddr) -> String {
     let mut address = listen;
     if listen.ip().is_unspecified() {
         address.set_ip(match listen {

@@ -5,6 +5,7 @@ pub mod completion;
 pub mod config;
 pub mod context;
 pub mod envfile;
+pub mod ops;
 pub mod output;
 
 use std::process::ExitCode;
@@ -14,6 +15,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::capsule::CapsuleCommand;
 use crate::config::{Given, SettingFlags, Settings};
 use crate::context::{Context, GlobalArgs};
+use crate::ops::down::DownArgs;
+use crate::ops::keys::KeysCommand;
+use crate::ops::roles::{AgentArgs, ControlArgs};
+use crate::ops::up::UpArgs;
 use crate::output::StdoutClosed;
 
 /// Run untrusted code in microVMs
@@ -28,9 +33,42 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start the whole platform on this machine
+    Up {
+        /// How to run it
+        #[command(flatten)]
+        args: UpArgs,
+        #[command(flatten)]
+        flags: Box<SettingFlags>,
+    },
+    /// Stop the platform on this machine
+    Down(DownArgs),
+    /// Tell whether the platform runs on this machine (exit code 0: up, 3: not)
+    Status,
+    /// Report what this machine has and lacks, with the command that mends each lack
+    Doctor(Box<SettingFlags>),
     /// Create, use and destroy capsules
     #[command(subcommand, visible_alias = "c")]
     Capsule(CapsuleCommand),
+    /// Make, list and revoke API keys, on the machine that runs the platform
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Run the control plane alone
+    ControlPlane {
+        /// What only the control plane needs
+        #[command(flatten)]
+        args: ControlArgs,
+        #[command(flatten)]
+        flags: Box<SettingFlags>,
+    },
+    /// Run the host agent alone
+    Agent {
+        /// What only the agent needs
+        #[command(flatten)]
+        args: AgentArgs,
+        #[command(flatten)]
+        flags: Box<SettingFlags>,
+    },
     /// Show the settings in force and where each comes from
     Settings(Box<SettingFlags>),
     /// Write a completion script for a shell, for example: wrenn completion bash > /etc/bash_completion.d/wrenn
@@ -44,7 +82,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // Another provider cannot have been installed before the first line of the program.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
             output::report(&anyhow::Error::new(error).context("cannot start the runtime"));
@@ -64,17 +102,49 @@ fn main() -> ExitCode {
     }
 }
 
+/// The supervisor runs on the main thread alone, because its children end with the thread that started them.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = match command {
+        Command::Up { .. } => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
+}
+
 async fn run(cli: Cli) -> anyhow::Result<u8> {
     let no_flags = SettingFlags::default();
     let flags = match &cli.command {
-        Command::Settings(flags) => flags,
+        Command::Up { flags, .. } | Command::ControlPlane { flags, .. } | Command::Agent { flags, .. } => flags,
+        Command::Settings(flags) | Command::Doctor(flags) => flags,
         Command::Completion { shell } => return completion::run(*shell, Cli::command()),
-        Command::Capsule(_) => &no_flags,
+        Command::Capsule(_) | Command::Keys(_) | Command::Down(_) | Command::Status => &no_flags,
     };
     let given = Given { config: cli.global.config.as_deref(), dir: cli.global.dir.as_deref(), flags };
     let context = Context::new(cli.global.clone(), Settings::load(given)?);
+    let settings = &context.settings;
     match cli.command {
         Command::Capsule(command) => capsule::run(command, &context).await,
-        _ => config::show(&context.settings, context.json, context.colour),
+        Command::Keys(command) => ops::keys::run(settings, command, context.json).await,
+        Command::Status => ops::down::status(settings, context.json),
+        Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),
+        Command::Settings(_) | Command::Completion { .. } => {
+            config::show(settings, context.json, context.colour)
+        }
+        Command::Up { args, .. } => {
+            ops::logging::start(settings)?;
+            ops::up::run(settings, &args).await
+        }
+        Command::Down(args) => {
+            ops::logging::start(settings)?;
+            ops::down::run(settings, &args).await
+        }
+        Command::ControlPlane { args, .. } => {
+            ops::logging::start(settings)?;
+            ops::roles::control_plane(settings, &args).await
+        }
+        Command::Agent { args, .. } => {
+            ops::logging::start(settings)?;
+            ops::roles::agent(settings, &args).await
+        }
     }
 }

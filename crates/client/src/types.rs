@@ -62,9 +62,6 @@ pub struct Health {
     pub status: String,
     /// The server's version.
     pub version: String,
-    /// Hosts that take capsules; 0 where the server does not say.
-    #[serde(default)]
-    pub hosts_online: u32,
 }
 
 /// What a new capsule should be. What is not set takes the server's default.

@@ -206,12 +206,27 @@ impl Network {
         Ok(report)
     }
 
+    /// Removes a slot of this owner, whole or not, that no [`Slot`] of this process holds; one that is gone, held, or
+    /// somebody else's is left as it is.
+    ///
+    /// # Errors
+    /// Where something could not be removed; the claim then stays, so that this or a sweep can be tried again.
+    pub async fn remove(&self, index: SlotIndex) -> Result<()> {
+        let shared = &self.shared;
+        let _lock = shared.claims.lock().await.map_err(NetError::refused("lock", "the slot claims"))?;
+        if shared.judge(index, &BTreeSet::new()) == Fate::Doomed {
+            assemble::demolish(shared, index, &Part::ALL).await?;
+            shared.ledger().free(index);
+        }
+        Ok(())
+    }
+
     /// Ends this network. Slots that were not released stay, to be adopted later. The last agent of the machine
     /// removes the host's firewall table, unless slots remain, whose guests it still confines.
     ///
     /// # Errors
     /// Where the claims cannot be listed or locked, or `nft` fails.
-    pub async fn close(self) -> Result<()> {
+    pub async fn close(&self) -> Result<()> {
         let claims = &self.shared.claims;
         let _lock = claims.lock().await.map_err(NetError::refused("lock", "the slot claims"))?;
         if Claims::is_last(&self.attendance) && self.shared.taken()?.is_empty() {

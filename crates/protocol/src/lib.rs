@@ -2,6 +2,7 @@
 //! guest, the tunnel that joins them, and the plain HTTP bodies of the guest daemon. No logic lives here.
 
 pub mod guest;
+pub mod identity;
 pub mod tunnel;
 
 /// Generated messages, clients and service traits, by protobuf package.

@@ -1,0 +1,146 @@
+//! One guest's daemon, as the agent reaches it over the capsule's network slot.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::HeaderValue;
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::TcpStream;
+use wrenn_core::limits::GUEST_PORT;
+use wrenn_protocol::guest::{GuestError, InitRequest, InitResponse};
+use wrenn_protocol::tunnel::ACCESS_TOKEN_HEADER;
+
+/// Idle connections kept to one guest.
+const IDLE_CONNECTIONS: usize = 4;
+/// How long an idle connection is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A guest that is up answers a connection attempt at once; one that is not may swallow it.
+const CONNECT_ATTEMPT: Duration = Duration::from_millis(100);
+/// Pause between attempts while a guest boots.
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why the guest daemon was not reached, or what it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The connection failed.
+    #[error("the guest daemon did not answer: {0}")]
+    Unreachable(String),
+    /// It answered with an error.
+    #[error("the guest daemon answered {status}: {message}")]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// Its message.
+        message: String,
+    },
+}
+
+/// The daemon of one guest, with connections of its own: a slot's address is used again by later capsules, so
+/// connections must not outlive theirs.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    addr: SocketAddr,
+    token: HeaderValue,
+    client: Client<HttpConnector, Body>,
+}
+
+impl Endpoint {
+    /// The daemon at `addr` that demands `token` (which must be visible ASCII).
+    pub fn new(addr: Ipv4Addr, token: &str) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http1_max_buf_size(512 * 1024)
+            .build(connector);
+        let token = HeaderValue::from_str(token).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { addr: SocketAddr::from((addr, GUEST_PORT)), token, client }
+    }
+
+    /// The URI of `path_and_query` on the daemon.
+    ///
+    /// # Errors
+    /// Where the path is not one.
+    pub fn uri(&self, path_and_query: &str) -> Result<Uri, http::Error> {
+        Uri::builder()
+            .scheme("http")
+            .authority(self.addr.to_string())
+            .path_and_query(path_and_query)
+            .build()
+    }
+
+    /// Sends a request whose URI came from [`uri`](Self::uri), with the access token set.
+    ///
+    /// # Errors
+    /// [`EndpointError::Unreachable`] where no answer's head arrived.
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, EndpointError> {
+        request.headers_mut().insert(ACCESS_TOKEN_HEADER, self.token.clone());
+        self.client.request(request).await.map_err(|error| EndpointError::Unreachable(chain(&error)))
+    }
+
+    /// Resolves when the daemon answers its health check; never gives up, so put a limit around it.
+    pub async fn wait_until_healthy(&self) {
+        loop {
+            match tokio::time::timeout(CONNECT_ATTEMPT, TcpStream::connect(self.addr)).await {
+                Ok(Ok(_)) if self.healthy().await => return,
+                _ => tokio::time::sleep(CONNECT_PAUSE).await,
+            }
+        }
+    }
+
+    async fn healthy(&self) -> bool {
+        let Ok(uri) = self.uri("/health") else { return false };
+        let Ok(request) = Request::builder().uri(uri).body(Body::empty()) else { return false };
+        let answer = tokio::time::timeout(Duration::from_secs(5), self.send(request)).await;
+        matches!(answer, Ok(Ok(response)) if response.status().is_success())
+    }
+
+    /// Tells the daemon who it is: see [`InitRequest`].
+    ///
+    /// # Errors
+    /// Where it did not answer or refused.
+    pub async fn init(&self, body: &InitRequest) -> Result<InitResponse, EndpointError> {
+        let unreachable = |error: &dyn std::error::Error| EndpointError::Unreachable(chain(error));
+        let bytes = serde_json::to_vec(body).map_err(|error| unreachable(&error))?;
+        let uri = self.uri("/init").map_err(|error| unreachable(&error))?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(uri)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Body::from(bytes))
+            .map_err(|error| unreachable(&error))?;
+        let response = self.send(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), 64 * 1024)
+            .collect()
+            .await
+            .map_err(|error| EndpointError::Unreachable(error.to_string()))?
+            .to_bytes();
+        if !status.is_success() {
+            let message = serde_json::from_slice::<GuestError>(&body)
+                .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |error| error.message);
+            return Err(EndpointError::Refused { status, message });
+        }
+        serde_json::from_slice(&body).map_err(|error| unreachable(&error))
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,40 @@
+//! What all capsules of an agent share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use wrenn_disk::RootDisks;
+use wrenn_net::Network;
+use wrenn_vmm::{Accelerator, Vmm};
+
+use crate::config::AgentConfig;
+use crate::images::KernelImage;
+
+/// The host's parts, each behind the room that knows it.
+pub struct Environment {
+    /// What the agent was told at its start.
+    pub config: AgentConfig,
+    /// Network slots.
+    pub network: Network,
+    /// Root disks.
+    pub disks: Arc<dyn RootDisks>,
+    /// Virtual machines.
+    pub vmm: Arc<dyn Vmm>,
+    /// What the VMM calls itself, with its version.
+    pub vmm_version: String,
+    /// What executes the guests' instructions.
+    pub accelerator: Accelerator,
+    /// cgroup in which each VMM gets its own, where the host has the hierarchy.
+    pub cgroup: Option<PathBuf>,
+    /// Kernel and initramfs that every guest boots with.
+    pub kernel: KernelImage,
+    /// Cancelled when the agent ends and leaves its VMs to the next one.
+    pub detach: CancellationToken,
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong with a capsule on its host.
+
+use std::path::PathBuf;
+
+use wrenn_core::CapsuleId;
+
+/// A failed operation on a capsule. Messages reach the API's callers, so they name the cause and no path of the host
+/// beyond what a caller can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum CapsuleError {
+    /// The host does not have it.
+    #[error("capsule {0} is not on this host")]
+    Unknown(CapsuleId),
+    /// It is being removed, or was while the call ran.
+    #[error("capsule {0} is being destroyed")]
+    Stopping(CapsuleId),
+    /// The template's files are not on this host.
+    #[error("template files {path} are not on this host; build or copy the template first")]
+    Template {
+        /// Below `templates/`.
+        path: PathBuf,
+        /// What reading them said.
+        source: std::io::Error,
+    },
+    /// Disk smaller than the template's.
+    #[error("a disk of {asked} MiB is smaller than the template's {needed} MiB")]
+    DiskTooSmall {
+        /// MiB asked for.
+        asked: u32,
+        /// MiB that the template has.
+        needed: u32,
+    },
+    /// No network slot could be made.
+    #[error("the capsule's network could not be set up")]
+    Network(#[from] wrenn_net::NetError),
+    /// No root disk could be made.
+    #[error("the capsule's disk could not be made")]
+    Disk(#[from] wrenn_disk::DiskError),
+    /// The VMM failed.
+    #[error("the virtual machine could not be started")]
+    Vmm(#[from] wrenn_vmm::VmmError),
+    /// The guest ended while it booted.
+    #[error("the guest stopped while booting ({how}); the end of its console:\n{console}")]
+    GuestDied {
+        /// How the VMM ended.
+        how: String,
+        /// Last lines of the console.
+        console: String,
+    },
+    /// The guest daemon did not answer in time.
+    #[error("the guest did not answer within {seconds} s of power-on; the end of its console:\n{console}")]
+    BootTimeout {
+        /// The limit.
+        seconds: u64,
+        /// Last lines of the console.
+        console: String,
+    },
+    /// The guest daemon refused its initialisation.
+    #[error("the guest daemon could not be initialised: {0}")]
+    Init(String),
+    /// The host's data directory failed.
+    #[error("the host could not write its data directory: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl CapsuleError {
+    /// The message with those of its sources, joined by `: `.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
+            source = cause.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,114 @@
+//! What an agent does with what the one before it left: VMs that run are taken over, everything else is removed to
+//! the last link, file and process. It acts on its own data directory and its own network slots only.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use tracing::{info, warn};
+use wrenn_core::CapsuleId;
+use wrenn_net::{NetError, SlotIndex};
+use wrenn_vmm::VmmError;
+
+use crate::capsule::Start;
+use crate::environment::Environment;
+use crate::manager::Manager;
+use crate::record::{Phase, Record};
+
+/// What recovery did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Capsules that run on.
+    pub adopted: usize,
+    /// Capsules of which something was left to remove.
+    pub removed: usize,
+}
+
+/// Why recovery could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The capsules' directory cannot be read.
+    #[error("cannot read the capsules' directory: {0}")]
+    Directory(#[from] io::Error),
+    /// Stale network slots cannot be removed.
+    #[error("cannot remove stale network slots")]
+    Network(#[from] NetError),
+    /// Stale VMMs cannot be ended.
+    #[error("cannot end stale virtual machines")]
+    Vmm(#[from] VmmError),
+}
+
+/// Takes over or removes every capsule in the data directory, then removes network slots that belong to none.
+///
+/// # Errors
+/// See [`RecoveryError`]; a single capsule that cannot be taken over is no error, it is removed.
+pub async fn recover(manager: &Manager) -> Result<Recovered, RecoveryError> {
+    let records = read_records(&manager.env().config.capsules_dir())?;
+    let keep: BTreeSet<SlotIndex> = records.iter().filter_map(|record| record.slot).collect();
+    sweep(manager.env(), &records, &keep).await?;
+    let capsules: Vec<_> = records
+        .into_iter()
+        .map(|record| {
+            let id = record.spec.id;
+            let start = match record.phase {
+                Phase::Running => Start::Adopt(Box::new(record)),
+                Phase::Starting | Phase::Stopping | Phase::Stopped => Start::Remove(Box::new(record)),
+            };
+            manager.insert(id, start)
+        })
+        .collect();
+    let mut recovered = Recovered::default();
+    for capsule in capsules {
+        match capsule.booted().await {
+            Ok(_) => recovered.adopted += 1,
+            Err(why) => {
+                recovered.removed += 1;
+                info!(capsule = %capsule.id(), "removed what was left of a capsule: {}", why.chain());
+            }
+        }
+    }
+    Ok(recovered)
+}
+
+/// Removes VMMs and network slots of this installation that no record names.
+async fn sweep(env: &Environment, records: &[Record], keep: &BTreeSet<SlotIndex>) -> Result<(), RecoveryError> {
+    if let Some(cgroup) = &env.cgroup {
+        let known: BTreeSet<String> = records.iter().map(|record| record.spec.id.to_string()).collect();
+        let removed = wrenn_vmm::cgroup::sweep(cgroup, |id| known.contains(id)).await?;
+        if !removed.is_empty() {
+            warn!("ended VMMs that no record names: {removed:?}");
+        }
+    }
+    let report = env.network.sweep(keep).await?;
+    if !report.removed.is_empty() {
+        info!("removed stale network slots: {:?}", report.removed);
+    }
+    for (slot, error) in report.failed {
+        warn!("cannot remove network slot {slot}, trying again at the next start: {error}");
+    }
+    Ok(())
+}
+
+/// Every readable record. Directories of capsules without one hold nothing that runs, because the record is
+/// written before anything is started; they are removed.
+fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
+    fs::create_dir_all(dir)?;
+    let mut records = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<CapsuleId>().ok()) else {
+            warn!("{} is not a capsule's directory and is left alone", entry.path().display());
+            continue;
+        };
+        match Record::read(&entry.path()) {
+            Ok(record) if record.spec.id == id => records.push(record),
+            unreadable => {
+                let why = unreadable.err().map_or_else(|| "it names another capsule".to_owned(), |e| e.to_string());
+                warn!(capsule = %id, "removing a capsule without a usable record: {why}");
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,119 @@
+//! The roles as child processes of `wrenn up`: started, restarted when they die, stopped in order.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tracing::{info, warn};
+
+/// A role that ran at least this long is restarted at once.
+const HEALTHY_RUN: Duration = Duration::from_secs(10);
+/// Longest pause before a restart.
+const PAUSE_CEILING: Duration = Duration::from_secs(5);
+
+/// One role of this binary, kept running.
+#[derive(Debug)]
+pub struct Role {
+    name: &'static str,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    child: Option<Child>,
+    started: Instant,
+    restart_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Role {
+    /// Starts `wrenn <name> <args>` with `env` added. Must be called from a thread that lives as long as the role
+    /// should: the kernel ends the role with it.
+    ///
+    /// # Errors
+    /// Where the process cannot be started.
+    pub fn start(name: &'static str, args: Vec<String>, env: Vec<(String, String)>) -> anyhow::Result<Self> {
+        let mut role =
+            Self { name, args, env, child: None, started: Instant::now(), restart_at: None, pause: Duration::ZERO };
+        role.spawn()?;
+        Ok(role)
+    }
+
+    fn spawn(&mut self) -> anyhow::Result<()> {
+        let binary = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut command = Command::new(binary);
+        command.arg(self.name).args(&self.args).envs(self.env.iter().cloned());
+        // Its own group, so that a Ctrl-C meant for the supervisor does not stop it out of turn.
+        command.process_group(0);
+        // SAFETY: the closure makes one system call and neither allocates nor takes locks.
+        unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into)) };
+        let child = command.spawn().with_context(|| format!("cannot start the role `{}`", self.name))?;
+        self.child = Some(child);
+        self.started = Instant::now();
+        self.restart_at = None;
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Restarts it where it has died: at once after a healthy run, else after a growing pause. Call often.
+    ///
+    /// # Errors
+    /// Where the process cannot be started.
+    pub fn tend(&mut self) -> anyhow::Result<()> {
+        if let Some(child) = &mut self.child
+            && let Some(status) = child.try_wait()?
+        {
+            self.child = None;
+            let healthy = self.started.elapsed() >= HEALTHY_RUN || status.code().is_none();
+            self.pause = if healthy {
+                Duration::ZERO
+            } else {
+                (self.pause * 2).clamp(Duration::from_millis(250), PAUSE_CEILING)
+            };
+            warn!("the role `{}` ended ({status}); restarting it in {:?}", self.name, self.pause);
+            self.restart_at = Some(Instant::now() + self.pause);
+        }
+        if self.child.is_none() && self.restart_at.is_none_or(|at| Instant::now() >= at) {
+            self.spawn()?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end and waits; after `limit` it is killed.
+    pub fn stop(mut self, limit: Duration) {
+        let Some(mut child) = self.child.take() else { return };
+        signal(&child, Signal::SIGTERM);
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if !matches!(child.try_wait(), Ok(None)) {
+                info!("the role `{}` has stopped", self.name);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        warn!("the role `{}` did not stop in {limit:?} and is killed", self.name);
+        signal(&child, Signal::SIGKILL);
+        let _status = child.wait();
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(&child, Signal::SIGTERM);
+            let _status = child.wait();
+        }
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        // It may have ended meanwhile; it is not reaped yet, so the id is still its own.
+        let _gone = kill(Pid::from_raw(pid), signal);
+    }
+}

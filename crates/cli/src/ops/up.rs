@@ -1,0 +1,294 @@
+//! `wrenn up`: the whole platform on one machine, as one process tree.
+//!
+//! ```text
+//! wrenn up ──┬── postgres          (unless DATABASE_URL is given)
+//!            ├── wrenn control-plane
+//!            └── wrenn agent ┄┄┄ VMs (their own sessions: they outlive the agent)
+//! ```
+//!
+//! Everything is spawned from the main thread, because the kernel ends a child with the thread that started it.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+use wrenn_control::store::HostStatus;
+use wrenn_control::{Store, admin, hosts};
+
+use super::children::Role;
+use super::doctor;
+use super::postgres::{Cluster, Server};
+use super::process::{DirLock, ProcessId, RunFile};
+use super::secrets::Secrets;
+use crate::config::Settings;
+use crate::context::{self, local_url};
+
+/// How often children are looked after.
+const TEND: Duration = Duration::from_millis(50);
+/// How long the platform may take to answer after everything was started.
+const READY_LIMIT: Duration = Duration::from_secs(90);
+/// How long a role may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// File in the data directory that the CLI and shells read.
+const ENV_FILE: &str = "env";
+
+/// Options of `wrenn up`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct UpArgs {
+    /// Return when the platform answers, and leave it running in the background
+    #[arg(long)]
+    pub detach: bool,
+    /// Set by `--detach` on the process it leaves behind
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+/// Starts the platform and, unless detached, stays until it is told to stop.
+///
+/// # Errors
+/// Where the machine lacks something essential or a part does not come up.
+pub async fn run(settings: &Settings, args: &UpArgs) -> anyhow::Result<u8> {
+    let dir = settings.dir.value.clone();
+    if let Some(running) = RunFile::read(&dir).filter(|file| file.ready) {
+        println!("The platform is already running (process {}).", running.process.pid);
+        print_banner(&dir, &running.url, None);
+        return Ok(0);
+    }
+    let report = doctor::examine(settings);
+    if report.is_fatal() {
+        super::print_report(&report, settings, false);
+        bail!("this machine lacks something essential; see the report above");
+    }
+    prepare_directory(&dir)?;
+    let progress = |line: &str| eprintln!("==> {line}");
+    wrenn_agent::images::ensure_with_progress(&super::roles::agent_config(settings, None)?, &progress)
+        .context("cannot make the base images")?;
+    if args.detach { detach(&dir).await } else { supervise(settings, &dir, args.background).await }
+}
+
+fn prepare_directory(dir: &Path) -> anyhow::Result<()> {
+    for sub in ["run", "logs", "capsules"] {
+        std::fs::create_dir_all(dir.join(sub))?;
+    }
+    // Others may pass through, to the socket and the disks that are theirs; they may not look around.
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
+    Ok(())
+}
+
+/// Leaves a supervisor behind and waits until it says that everything is up.
+async fn detach(dir: &Path) -> anyhow::Result<u8> {
+    let log_path = dir.join("logs").join("wrenn.log");
+    let log = File::options().create(true).append(true).open(&log_path)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(std::env::args_os().skip(1).filter(|arg| arg != "--detach")).arg("--background");
+    command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // SAFETY: the closure makes one system call and neither allocates nor takes locks.
+    unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+    let mut child = command.spawn().context("cannot leave a supervisor behind")?;
+    let limit = Instant::now() + READY_LIMIT;
+    while Instant::now() < limit {
+        if let Some(running) = RunFile::read(dir).filter(|file| file.ready) {
+            print_banner(dir, &running.url, Some("wrenn down"));
+            return Ok(0);
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("the platform did not start ({status}); the end of {}:\n{}", log_path.display(), tail(&log_path));
+        }
+        tokio::time::sleep(TEND).await;
+    }
+    bail!("the platform is not up after {} s; see {}", READY_LIMIT.as_secs(), log_path.display())
+}
+
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+/// Everything that runs, in the order in which it was started.
+struct Platform {
+    store: Store,
+    cluster: Option<(Cluster, Server)>,
+    control: Role,
+    agent: Role,
+}
+
+async fn supervise(settings: &Settings, dir: &Path, background: bool) -> anyhow::Result<u8> {
+    let Some(_lock) = DirLock::take(dir)? else {
+        bail!("another `wrenn up` is starting in {}; wait for it or stop it", dir.display());
+    };
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let url = local_url(settings.listen.value);
+    let mut run_file = RunFile { process: ProcessId::own()?, url: url.clone(), ready: false };
+    run_file.write(dir)?;
+    let mut platform = start(settings, dir, &url).await?;
+    let outcome = tokio::select! {
+        outcome = run_platform(&mut platform, &mut run_file, dir, &url, background) => outcome,
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    };
+    RunFile::remove(dir);
+    stop(platform, dir);
+    outcome.map(|()| 0)
+}
+
+async fn run_platform(
+    platform: &mut Platform,
+    run_file: &mut RunFile,
+    dir: &Path,
+    url: &str,
+    background: bool,
+) -> anyhow::Result<()> {
+    let limit = Instant::now() + READY_LIMIT;
+    while !platform.is_ready(dir, url).await {
+        platform.tend()?;
+        if Instant::now() > limit {
+            bail!("the platform did not answer within {} s; the messages above say why", READY_LIMIT.as_secs());
+        }
+        tokio::time::sleep(TEND).await;
+    }
+    run_file.ready = true;
+    run_file.write(dir)?;
+    if !background {
+        print_banner(dir, url, Some("Ctrl-C"));
+    }
+    loop {
+        platform.tend()?;
+        tokio::time::sleep(TEND).await;
+    }
+}
+
+async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Platform> {
+    let cluster = match &settings.database_url.value {
+        Some(_) => None,
+        None => {
+            let cluster = Cluster::open(dir)?;
+            let server = cluster.start()?;
+            Some((cluster, server))
+        }
+    };
+    let database_url = match (&settings.database_url.value, &cluster) {
+        (Some(given), _) => given.expose().to_owned(),
+        (None, Some((cluster, _))) => cluster.url()?,
+        (None, None) => bail!("no database"),
+    };
+    let secrets = Secrets::open_or_create(dir)?;
+    let store = Store::connect(&database_url).await.context("cannot reach the database")?;
+    let token = bootstrap(&store, dir, url).await?;
+    let mut env = settings.to_env();
+    env.push(("DATABASE_URL".to_owned(), database_url));
+    let mut control_env = env.clone();
+    control_env.push(("WRENN_JWT_SECRET".to_owned(), secrets.jwt_secret));
+    let mut agent_env = env;
+    agent_env.retain(|(name, _)| name != "DATABASE_URL");
+    agent_env.push(("WRENN_CONTROL_URL".to_owned(), url.to_owned()));
+    if let Some(token) = token {
+        agent_env.push(("WRENN_REGISTRATION_TOKEN".to_owned(), token));
+    }
+    let control = Role::start("control-plane", Vec::new(), control_env)?;
+    let agent = Role::start("agent", Vec::new(), agent_env)?;
+    Ok(Platform { store, cluster, control, agent })
+}
+
+/// Brings the schema up to date and makes what a first start needs: a team with a key, and a place for the local
+/// host. Returns the host's registration token where it has to register.
+async fn bootstrap(store: &Store, dir: &Path, url: &str) -> anyhow::Result<Option<String>> {
+    store.migrate().await.context("cannot bring the database's schema up to date")?;
+    ensure_key(store, dir, url).await?;
+    ensure_host(store, dir).await
+}
+
+/// Makes sure that the `env` file holds a key that works.
+async fn ensure_key(store: &Store, dir: &Path, url: &str) -> anyhow::Result<()> {
+    let stored = context::read_env_file(&dir.join(ENV_FILE)).unwrap_or_default();
+    let mut key = stored.get("WRENN_API_KEY").cloned();
+    if let Some(new) = admin::ensure_default_team_and_key(store).await? {
+        key = Some(new.key);
+    } else if !admin::key_works(store, key.as_deref().unwrap_or_default()).await? {
+        key = Some(admin::create_key(store, "local").await?.key);
+    }
+    let text = format!("WRENN_API_KEY={}\nWRENN_BASE_URL={url}\n", key.unwrap_or_default());
+    wrenn_agent::record::write_atomically(&dir.join(ENV_FILE), text.as_bytes(), 0o600)?;
+    Ok(())
+}
+
+/// Keeps the host's credentials where the database knows the host, else replaces them by a registration token.
+async fn ensure_host(store: &Store, dir: &Path) -> anyhow::Result<Option<String>> {
+    let credentials_dir = dir.join("agent");
+    if let Some(stored) = wrenn_agent::Credentials::load(&credentials_dir)? {
+        if admin::host_status(store, stored.host_id).await?.is_some() {
+            return Ok(None);
+        }
+        std::fs::remove_dir_all(&credentials_dir)?;
+    }
+    Ok(Some(hosts::ensure_local_host(store).await?.token))
+}
+
+impl Platform {
+    /// Whether the API answers and the local host takes capsules.
+    async fn is_ready(&self, dir: &Path, url: &str) -> bool {
+        let Ok(Some(credentials)) = wrenn_agent::Credentials::load(&dir.join("agent")) else { return false };
+        let status = admin::host_status(&self.store, credentials.host_id).await;
+        let Ok(client) = wrenn_client::Client::new(url, "") else { return false };
+        matches!(status, Ok(Some(HostStatus::Online))) && client.health().await.is_ok()
+    }
+
+    /// Restarts what has died.
+    fn tend(&mut self) -> anyhow::Result<()> {
+        if let Some((cluster, server)) = &mut self.cluster
+            && server.ended()
+        {
+            error!("PostgreSQL ended; restarting it");
+            *server = cluster.start()?;
+        }
+        self.control.tend()?;
+        self.agent.tend()
+    }
+}
+
+/// Stops everything in the reverse order, and says what goes on.
+fn stop(platform: Platform, dir: &Path) {
+    info!("stopping");
+    platform.agent.stop(STOP_LIMIT);
+    platform.control.stop(STOP_LIMIT);
+    if let Some((_, server)) = platform.cluster {
+        server.stop();
+    }
+    let left = super::down::running_capsules(dir);
+    if left > 0 {
+        eprintln!(
+            "{left} capsule(s) keep running; `wrenn up` takes them over, `wrenn down --destroy-capsules` removes them."
+        );
+    }
+}
+
+fn print_banner(dir: &Path, url: &str, stop_with: Option<&str>) {
+    let env_path: PathBuf = dir.join(ENV_FILE);
+    let env = context::read_env_file(&env_path).unwrap_or_default();
+    let key = env.get("WRENN_API_KEY").map_or("", String::as_str);
+    let mut out = std::io::stdout().lock();
+    let stop = stop_with.map(|how| format!("\n  Stop with      {how}")).unwrap_or_default();
+    // Nobody may be reading; the platform runs all the same.
+    let _closed = writeln!(
+        out,
+        "\nWrenn is up.\n\n  API            {url}\n  API docs       {url}/docs\n  API key        {key}\n  Environment    {env}{stop}\n\nTry it:\n\n  set -a; . {env}; set +a\n  id=$({wrenn} capsule create -q) && {wrenn} capsule exec \"$id\" -- uname -a\n",
+        env = env_path.display(),
+        wrenn = program_name(),
+    );
+}
+
+/// How the reader can call this program: by name where it is on the path, else by its file.
+fn program_name() -> String {
+    let own = std::env::current_exe().unwrap_or_else(|_| "wrenn".into());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).any(|dir| dir.join("wrenn") == own);
+    if on_path { "wrenn".to_owned() } else { own.display().to_string() }
+}

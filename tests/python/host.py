@@ -1,0 +1,99 @@
+"""The machine beneath the platform: what a capsule may hold on it, and how to hurt its parts."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+WRENN_DIR = Path(os.environ.get("WRENN_DIR", "/var/lib/wrenn"))
+
+
+def holdings() -> dict[str, set]:
+    """Everything that capsules hold on this machine, by kind."""
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+    return {
+        "namespaces": names("/run/netns", "wrenn-"),
+        "slots": names("/run/wrenn/slots", ""),
+        "links": {word.split("@")[0] for line in links.splitlines() if (word := line.split(": ")[1]).startswith("wrenn-")},
+        "routes": {line for line in routes.splitlines() if line.startswith("10.11.")},
+        "processes": {pid for pid, _ in vmms()},
+        "loop devices": set(subprocess.run(["losetup", "-ln", "-O", "NAME"], capture_output=True, text=True).stdout.split()),
+        "cgroups": {str(p) for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") for p in Path(root).glob("wrenn/*/cl-*")}
+        | {str(p) for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") for p in Path(root).glob("wrenn/cl-*")},
+        "directories": names(WRENN_DIR / "capsules", ""),
+    }
+
+
+def names(directory, prefix: str) -> set[str]:
+    path = Path(directory)
+    return {p.name for p in path.iterdir() if p.name.startswith(prefix)} if path.is_dir() else set()
+
+
+def vmms() -> list[tuple[int, str]]:
+    """Process id and command line of every VMM."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if line.split(" ")[0].endswith("qemu-system-x86_64"):
+                found.append((int(entry.name), line))
+    return found
+
+
+def settled(before: dict[str, set], patience: float = 30) -> dict[str, set]:
+    """What is held beyond `before`, once nothing more goes away; empty where nothing leaked."""
+    deadline = time.monotonic() + patience
+    while True:
+        more = {kind: now - before[kind] for kind, now in holdings().items() if now - before[kind]}
+        if not more or time.monotonic() > deadline:
+            return more
+        time.sleep(0.2)
+
+
+def supervisor() -> int:
+    return json.loads((WRENN_DIR / "run" / "up.json").read_text())["process"]["pid"]
+
+
+def child(role: str) -> int:
+    """Process id of a role that the supervisor runs: `agent`, `control-plane` or `postgres`."""
+    parent = supervisor()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) != parent:
+            continue
+        program = words[0].decode().rpartition("/")[2]
+        if program == role or (len(words) > 1 and words[1].decode() == role):
+            return int(entry.name)
+    raise LookupError(f"the supervisor runs no {role}")
+
+
+def replace(role: str, how: signal.Signals) -> None:
+    """Ends a role and waits until the supervisor has started another."""
+    old = child(role)
+    os.kill(old, how)
+    wait_for_another(role, old)
+
+
+def wait_for_another(role: str, old: int) -> None:
+    """Waits until the supervisor runs a role under another process id than `old`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if child(role) != old:
+                return
+        except LookupError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(f"no new {role}")
