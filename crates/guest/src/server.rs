@@ -27,7 +27,7 @@ use crate::settings::Settings;
 const IDLE: Duration = Duration::from_secs(640);
 
 /// Most bytes read from a connection at once. Large, because each read is a piece that is written to disk by itself.
-const READ_BUFFER: usize = 1024 * 1024;
+const READ_BUFFER: usize = 256 * 1024;
 
 /// Largest RPC message, bytes. Input is the largest thing that arrives.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
@@ -51,7 +51,7 @@ pub(crate) enum ServerError {
     },
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, then ends what was started.
 pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let reaper = Reaper::start().map_err(ServerError::Runtime)?;
@@ -63,8 +63,9 @@ pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
         .map_err(ServerError::Runtime)?;
     let settings = Settings::new(config.token.clone());
     let address = SocketAddr::new(config.address, config.port);
+    let processes = Arc::new(Processes::new(reaper, settings.clone()));
     let served = runtime.block_on(async {
-        let app = app(settings, reaper);
+        let app = app(settings, Arc::clone(&processes));
         let listener = listen(address).map_err(|source| ServerError::Listen { address, source })?;
         announce(&listener, address);
         tokio::select! {
@@ -73,6 +74,7 @@ pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
         }
         Ok(())
     });
+    processes.stop();
     runtime.shutdown_background();
     served
 }
@@ -90,8 +92,7 @@ fn announce(listener: &TcpListener, asked: SocketAddr) {
 }
 
 /// The whole service behind its guard.
-fn app(settings: Settings, reaper: Reaper) -> Router {
-    let processes = Arc::new(Processes::new(reaper, settings.clone()));
+fn app(settings: Settings, processes: Arc<Processes>) -> Router {
     let files = Arc::new(Files::new(settings.clone()));
     let rpc = files.register(processes.register(RpcRouter::new()));
     let limits = Limits::default().with_max_message_size(MAX_MESSAGE).with_max_request_body_size(MAX_MESSAGE);

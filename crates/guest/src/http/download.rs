@@ -20,7 +20,7 @@ use crate::paths;
 use crate::settings::Settings;
 
 /// Bytes read at once.
-const CHUNK: usize = 512 * 1024;
+const CHUNK: usize = 256 * 1024;
 
 /// Chunks read ahead of the network.
 const AHEAD: usize = 1;

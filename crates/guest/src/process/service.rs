@@ -47,6 +47,13 @@ impl Processes {
         Self { table: Table::default(), reaper, settings }
     }
 
+    /// Kills every process. Blocks.
+    pub(crate) fn stop(&self) {
+        for process in self.table.live() {
+            process.signal(KernelSignal::KILL);
+        }
+    }
+
     async fn launch(&self, ctx: &RequestContext, request: StartRequest) -> Result<Launched> {
         let values = self.settings.get();
         let deadline = ctx.deadline().map(Instant::from_std);
