@@ -135,7 +135,9 @@ impl Credentials {
         let path = dir.join(FILE);
         let file_error = |source| CredentialsError::File { path: path.clone(), source };
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| file_error(std::io::Error::other(e))),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|e| file_error(std::io::Error::other(e)))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(file_error(error)),
         }
@@ -239,8 +241,10 @@ impl Registrar {
         let status = answer.status();
         let bytes = answer.bytes().await.map_err(unreachable)?;
         if !status.is_success() {
-            let message = serde_json::from_slice::<Refusal>(&bytes)
-                .map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |refusal| refusal.error.message);
+            let message = serde_json::from_slice::<Refusal>(&bytes).map_or_else(
+                |_| String::from_utf8_lossy(&bytes).into_owned(),
+                |refusal| refusal.error.message,
+            );
             return Err(CredentialsError::Refused { status: status.as_u16(), message });
         }
         let answer: Answer = serde_json::from_slice(&bytes)

@@ -71,11 +71,7 @@ impl Endpoint {
     /// # Errors
     /// Where the path is not one.
     pub fn uri(&self, path_and_query: &str) -> Result<Uri, http::Error> {
-        Uri::builder()
-            .scheme("http")
-            .authority(self.addr.to_string())
-            .path_and_query(path_and_query)
-            .build()
+        Uri::builder().scheme("http").authority(self.addr.to_string()).path_and_query(path_and_query).build()
     }
 
     /// Sends a request whose URI came from [`uri`](Self::uri), with the access token set.

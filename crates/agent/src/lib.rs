@@ -128,7 +128,8 @@ async fn keep_renewed(registrar: Registrar, mut credentials: Credentials, tls: s
             Ok(pause) => tokio::time::sleep(pause).await,
             Err(error) => warn!("{error}"),
         }
-        let renewed = registrar.renew(&credentials).await.and_then(|new| Ok((server::tls_config(&new)?, new)));
+        let renewed =
+            registrar.renew(&credentials).await.and_then(|new| Ok((server::tls_config(&new)?, new)));
         match renewed {
             Ok((config, new)) => {
                 tls.store(Arc::new(config));

@@ -72,7 +72,11 @@ pub async fn recover(manager: &Manager) -> Result<Recovered, RecoveryError> {
 }
 
 /// Removes VMMs and network slots of this installation that no record names.
-async fn sweep(env: &Environment, records: &[Record], keep: &BTreeSet<SlotIndex>) -> Result<(), RecoveryError> {
+async fn sweep(
+    env: &Environment,
+    records: &[Record],
+    keep: &BTreeSet<SlotIndex>,
+) -> Result<(), RecoveryError> {
     if let Some(cgroup) = &env.cgroup {
         let known: BTreeSet<String> = records.iter().map(|record| record.spec.id.to_string()).collect();
         let removed = wrenn_vmm::cgroup::sweep(cgroup, |id| known.contains(id)).await?;
@@ -104,7 +108,8 @@ fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
         match Record::read(&entry.path()) {
             Ok(record) if record.spec.id == id => records.push(record),
             unreadable => {
-                let why = unreadable.err().map_or_else(|| "it names another capsule".to_owned(), |e| e.to_string());
+                let why =
+                    unreadable.err().map_or_else(|| "it names another capsule".to_owned(), |e| e.to_string());
                 warn!(capsule = %id, "removing a capsule without a usable record: {why}");
                 fs::remove_dir_all(entry.path())?;
             }

@@ -3,7 +3,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use connectrpc::{ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
+use connectrpc::{
+    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
 use futures::StreamExt;
 use futures::stream::{self, Stream};
 use tokio::sync::broadcast::error::RecvError;
@@ -133,7 +135,10 @@ fn refusal(error: &CapsuleError) -> ConnectError {
     }
 }
 
-#[expect(refining_impl_trait_reachable, reason = "the answers borrow nothing, and saying so lets them be sent on")]
+#[expect(
+    refining_impl_trait_internal,
+    reason = "the answers borrow nothing, and saying so lets them be sent on"
+)]
 impl pb::AgentService for AgentRpc {
     async fn get_host(
         &self,
@@ -195,7 +200,10 @@ impl pb::AgentService for AgentRpc {
     ) -> ServiceResult<impl Encodable<pb::PingCapsuleResponse> + Send + use<>> {
         let capsule = self.find(&request.to_owned_message().id)?;
         if capsule.state().phase != Phase::Running {
-            return Err(ConnectError::failed_precondition(format!("capsule {} is not running", capsule.id())));
+            return Err(ConnectError::failed_precondition(format!(
+                "capsule {} is not running",
+                capsule.id()
+            )));
         }
         capsule.touch();
         Response::ok(pb::PingCapsuleResponse::default())

@@ -71,7 +71,12 @@ fn router(manager: Manager) -> Router {
 }
 
 /// Accepts connections until `shutdown`.
-pub(crate) async fn serve(listener: TcpListener, tls: SharedTls, manager: Manager, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: SharedTls,
+    manager: Manager,
+    shutdown: CancellationToken,
+) {
     let router = router(manager);
     loop {
         let accepted = tokio::select! {

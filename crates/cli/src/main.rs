@@ -114,7 +114,9 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
 async fn run(cli: Cli) -> anyhow::Result<u8> {
     let no_flags = SettingFlags::default();
     let flags = match &cli.command {
-        Command::Up { flags, .. } | Command::ControlPlane { flags, .. } | Command::Agent { flags, .. } => flags,
+        Command::Up { flags, .. } | Command::ControlPlane { flags, .. } | Command::Agent { flags, .. } => {
+            flags
+        }
         Command::Settings(flags) | Command::Doctor(flags) => flags,
         Command::Completion { shell } => return completion::run(*shell, Cli::command()),
         Command::Capsule(_) | Command::Keys(_) | Command::Down(_) | Command::Status => &no_flags,

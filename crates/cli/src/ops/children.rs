@@ -34,8 +34,15 @@ impl Role {
     /// # Errors
     /// Where the process cannot be started.
     pub fn start(name: &'static str, args: Vec<String>, env: Vec<(String, String)>) -> anyhow::Result<Self> {
-        let mut role =
-            Self { name, args, env, child: None, started: Instant::now(), restart_at: None, pause: Duration::ZERO };
+        let mut role = Self {
+            name,
+            args,
+            env,
+            child: None,
+            started: Instant::now(),
+            restart_at: None,
+            pause: Duration::ZERO,
+        };
         role.spawn()?;
         Ok(role)
     }
@@ -53,11 +60,6 @@ impl Role {
         self.started = Instant::now();
         self.restart_at = None;
         Ok(())
-    }
-
-    /// Its process id, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
     }
 
     /// Restarts it where it has died: at once after a healthy run, else after a growing pause. Call often.

@@ -157,7 +157,11 @@ fn data_directory(dir: &Path) -> Check {
     let made = fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
     match made {
         Ok(_) => Check::ok("data directory", shown.to_string()),
-        Err(error) => Check::missing("data directory", format!("{shown}: {error}"), "set WRENN_DIR to a directory on a local disk"),
+        Err(error) => Check::missing(
+            "data directory",
+            format!("{shown}: {error}"),
+            "set WRENN_DIR to a directory on a local disk",
+        ),
     }
 }
 

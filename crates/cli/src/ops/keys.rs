@@ -49,7 +49,8 @@ pub async fn run(settings: &Settings, command: KeysCommand, json: bool) -> anyho
 async fn create(store: &Store, name: &str, json: bool) -> anyhow::Result<()> {
     let new = admin::create_key(store, name).await?;
     if json {
-        let value = serde_json::json!({ "id": new.id, "name": new.name, "team_id": new.team, "key": new.key });
+        let value =
+            serde_json::json!({ "id": new.id, "name": new.name, "team_id": new.team, "key": new.key });
         return output::json(&value);
     }
     output::line(&new.key)

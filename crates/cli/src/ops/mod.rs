@@ -1,14 +1,14 @@
 //! The operator's commands: running the platform and its roles, and looking after it.
 
-mod children;
+pub mod children;
 pub mod doctor;
 pub mod down;
 pub mod keys;
 pub mod logging;
-mod postgres;
-mod process;
+pub mod postgres;
+pub mod process;
 pub mod roles;
-mod secrets;
+pub mod secrets;
 pub mod up;
 
 use crate::config::Settings;

@@ -65,7 +65,8 @@ impl Cluster {
     /// # Errors
     /// Where PostgreSQL is missing, or the cluster is of another major version.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        let bin = find_binaries().context("PostgreSQL is not installed; run: apt-get install postgresql-15")?;
+        let bin =
+            find_binaries().context("PostgreSQL is not installed; run: apt-get install postgresql-15")?;
         let owner = User::from_name("postgres")?
             .context("there is no user `postgres`; run: apt-get install --reinstall postgresql-common")?;
         let cluster =
@@ -150,7 +151,14 @@ impl Cluster {
         let mut command = self.command("postgres");
         command.args(["-D", &format!("{INSIDE}/data"), "-c", "listen_addresses="]);
         command.args(["-c", &format!("unix_socket_directories={INSIDE}/socket")]);
-        command.args(["-c", "max_connections=200", "-c", "log_destination=stderr", "-c", "logging_collector=off"]);
+        command.args([
+            "-c",
+            "max_connections=200",
+            "-c",
+            "log_destination=stderr",
+            "-c",
+            "logging_collector=off",
+        ]);
         // Its own group, so that a Ctrl-C meant for the supervisor does not stop it out of turn.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut server = Server { child: command.spawn().context("cannot start postgres")? };
@@ -221,11 +229,6 @@ impl Cluster {
 }
 
 impl Server {
-    /// The server's process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Whether it ended by itself.
     pub fn ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))

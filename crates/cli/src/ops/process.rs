@@ -22,7 +22,9 @@ impl ProcessId {
     /// This process.
     pub fn own() -> io::Result<Self> {
         let pid = std::process::id();
-        start_time(pid).map(|started| Self { pid, started }).ok_or_else(|| io::Error::other("no /proc is mounted"))
+        start_time(pid)
+            .map(|started| Self { pid, started })
+            .ok_or_else(|| io::Error::other("no /proc is mounted"))
     }
 
     /// Whether it is still alive.

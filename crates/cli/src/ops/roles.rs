@@ -78,9 +78,12 @@ pub async fn agent(settings: &Settings, args: &AgentArgs) -> anyhow::Result<u8> 
 /// Where it cannot run.
 pub async fn control_plane(settings: &Settings, args: &ControlArgs) -> anyhow::Result<u8> {
     let dir = std::path::absolute(&settings.dir.value)?;
-    let database_url = settings.database_url.value.as_ref().map(|url| url.expose().to_owned()).context(
-        "no database: set DATABASE_URL, or let `wrenn up` run a private one",
-    )?;
+    let database_url = settings
+        .database_url
+        .value
+        .as_ref()
+        .map(|url| url.expose().to_owned())
+        .context("no database: set DATABASE_URL, or let `wrenn up` run a private one")?;
     let jwt_secret = match &args.jwt_secret {
         Some(given) => given.clone(),
         None => Secrets::open_or_create(&dir)?.jwt_secret,

@@ -99,7 +99,11 @@ async fn detach(dir: &Path) -> anyhow::Result<u8> {
             return Ok(0);
         }
         if let Some(status) = child.try_wait()? {
-            bail!("the platform did not start ({status}); the end of {}:\n{}", log_path.display(), tail(&log_path));
+            bail!(
+                "the platform did not start ({status}); the end of {}:\n{}",
+                log_path.display(),
+                tail(&log_path)
+            );
         }
         tokio::time::sleep(TEND).await;
     }
@@ -151,7 +155,10 @@ async fn run_platform(
     while !platform.is_ready(dir, url).await {
         platform.tend()?;
         if Instant::now() > limit {
-            bail!("the platform did not answer within {} s; the messages above say why", READY_LIMIT.as_secs());
+            bail!(
+                "the platform did not answer within {} s; the messages above say why",
+                READY_LIMIT.as_secs()
+            );
         }
         tokio::time::sleep(TEND).await;
     }

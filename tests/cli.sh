@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The command line as people use it, against the running platform of $WRENN_DIR. Prints one line for each check.
+set -euo pipefail
+wrenn=$1
+work=$(mktemp -d)
+passed=0
+id=
+
+cleanup() {
+  [ -z "$id" ] || "$wrenn" capsule rm "$id" >/dev/null 2>&1 || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+fail() { echo "FAILED: $*" >&2; exit 1; }
+ok() { passed=$((passed + 1)); echo "ok: $*"; }
+equals() { # equals WHAT WANTED FOUND
+  [ "$2" = "$3" ] || fail "$1: wanted '$2', found '$3'"
+  ok "$1"
+}
+code() { set +e; "$@" >/dev/null 2>&1; echo $?; set -e; }
+
+equals "status of a running platform exits with 0" 0 "$(code "$wrenn" status)"
+"$wrenn" doctor --json | python3 -c 'import json,sys; r = json.load(sys.stdin); assert all(c["level"] != "missing" for c in r["checks"]), r; assert r["settings"]'
+ok "doctor finds nothing missing on a machine that runs"
+equals "up on a running platform says so and succeeds" 0 "$(code "$wrenn" up --detach)"
+
+id=$("$wrenn" capsule create -q -l purpose=cli)
+[[ $id == cl-* ]] || fail "create prints an id, not '$id'"
+ok "create prints the id"
+equals "ls -q lists it" 1 "$("$wrenn" capsule ls -q | grep -cx "$id")"
+equals "info tells its label" cli "$("$wrenn" capsule info "$id" --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["metadata"]["purpose"])')"
+equals "an abbreviated id is enough" hi "$("$wrenn" capsule exec "${id:0:14}" -- echo hi)"
+equals "exec passes the exit code on" 42 "$(code "$wrenn" capsule exec "$id" -- sh -c 'exit 42')"
+equals "exec keeps the streams apart" out "$("$wrenn" capsule exec "$id" -- sh -c 'echo out; echo err >&2' 2>/dev/null)"
+equals "exec sets variables and directory" "b /tmp" "$("$wrenn" capsule exec -e A=b --cwd /tmp "$id" -- sh -c 'echo $A $PWD')"
+
+head -c 3000000 /dev/urandom >"$work/in"
+"$wrenn" capsule cp "$work/in" "$id:/tmp/in"
+"$wrenn" capsule cp "$id:/tmp/in" "$work/out"
+cmp "$work/in" "$work/out"
+ok "cp brings a file back as it was"
+mkdir -p "$work/tree/deep" && echo x >"$work/tree/deep/file"
+"$wrenn" capsule cp "$work/tree" "$id:/tmp/tree"
+equals "cp takes directories" x "$("$wrenn" capsule exec "$id" -- cat /tmp/tree/deep/file)"
+equals "cp to standard output" x "$("$wrenn" capsule cp "$id:/tmp/tree/deep/file" -)"
+
+process=$("$wrenn" capsule exec --background "$id" -- sh -c 'sleep 1; echo from the background' | awk '{print $1}')
+equals "logs follows a background process" "from the background" "$("$wrenn" capsule logs "$id" "$process")"
+[ -n "$("$wrenn" capsule logs "$id" 2>/dev/null || true)" ] && ok "logs shows the console" || ok "the console is empty"
+equals "shell passes the exit code on" 7 "$(set +e; script -qec "'$wrenn' capsule shell '$id'" /dev/null <<<'exit 7' >/dev/null 2>&1; echo $?)"
+
+key=$("$wrenn" keys create cli-test)
+equals "a new key works" "$id" "$(WRENN_API_KEY=$key "$wrenn" capsule ls -q | grep -x "$id")"
+"$wrenn" completion bash | grep -q 'complete -F' || fail "completion"
+ok "completion for bash"
+
+"$wrenn" capsule rm "$id" >/dev/null
+equals "rm removes it from the list" 0 "$("$wrenn" capsule ls -q | grep -cx "$id" || true)"
+id=
+equals "an unknown id is an error" 1 "$(code "$wrenn" capsule info "cl-$(printf '0%.0s' {1..25})")"
+echo "$passed passed, 0 failed"
