@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use wrenn_core::{ApiKeyId, TeamId};
+use wrenn_core::{ApiKeyId, HostId, TeamId};
 
 use crate::auth::KEY_PREFIX;
 use crate::error::{Error, Result};
 use crate::secret;
-use crate::store::{KeyRow, NewKey, Store};
+use crate::store::{HostStatus, KeyRow, NewKey, Store};
 
 /// Slug of the team that `wrenn up` makes.
 pub const DEFAULT_TEAM: &str = "default";
@@ -97,4 +97,20 @@ async fn insert(store: &Store, team: TeamId, name: &str) -> Result<NewApiKey> {
     let hash = secret::hash(&key);
     store.insert_key(&NewKey { id, team, name, hash: &hash, prefix: &key[..SHOWN] }).await?;
     Ok(NewApiKey { id, team, name: name.to_owned(), key })
+}
+
+/// Whether a key is one that is in force.
+///
+/// # Errors
+/// [`Error::Store`].
+pub async fn key_works(store: &Store, key: &str) -> Result<bool> {
+    Ok(store.key_owner(&secret::hash(key)).await?.is_some())
+}
+
+/// Where a host is in its life; `None` where the database does not know it.
+///
+/// # Errors
+/// [`Error::Store`].
+pub async fn host_status(store: &Store, host: HostId) -> Result<Option<HostStatus>> {
+    Ok(store.host(host).await?.map(|row| row.status))
 }

@@ -122,7 +122,7 @@ async fn collect(events: &mut Events) -> Result<Finished, ApiError> {
     loop {
         match events.next().await.map_err(|error| failure(&error))? {
             Some(Event::Stdout(data) | Event::Terminal(data)) => {
-                keep(&mut finished.stdout, &data, finished.stderr.len())?
+                keep(&mut finished.stdout, &data, finished.stderr.len())?;
             }
             Some(Event::Stderr(data)) => keep(&mut finished.stderr, &data, finished.stdout.len())?,
             Some(Event::End(end)) => {

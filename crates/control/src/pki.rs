@@ -121,7 +121,8 @@ impl Pki {
             fs::read_to_string(path).map_err(|source| PkiError::File { path: path.to_owned(), source })?;
         let damaged = || PkiError::Pem { path: path.to_owned() };
         let ca_der = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| damaged())?;
-        let key = KeyPair::from_pem(&text).map_err(|_| damaged())?;
+        let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| damaged())?;
+        let key = KeyPair::try_from(&key).map_err(|_| damaged())?;
         let ca_pem = cert_part(&text).ok_or_else(damaged)?;
         let issuer = Issuer::from_ca_cert_der(&ca_der, key).map_err(|_| damaged())?;
         Ok(Self { issuer, ca_pem, ca_der, control: ArcSwapOption::empty() })

@@ -24,8 +24,7 @@ use crate::state::App;
         description = "Runs untrusted code in microVMs. Every path answers under `/api` as well.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    components(schemas(ErrorBody, ErrorDetail)),
-    modifiers(&Keys),
+    modifiers(&Shared),
     security(("api_key" = [])),
     tags(
         (name = "system", description = "The server itself"),
@@ -37,15 +36,18 @@ use crate::state::App;
 )]
 pub(super) struct Document;
 
-struct Keys;
+/// The key, and what [`Failures`] refers to.
+struct Shared;
 
-impl Modify for Keys {
+impl Modify for Shared {
     fn modify(&self, document: &mut OpenApiDocument) {
         let components = document.components.get_or_insert_default();
         let key = ApiKey::Header(ApiKeyValue::with_description(
             "X-API-Key",
             "A team's key: `wrn_` and 32 hex digits.",
         ));
+        components.schemas.insert("ErrorBody".to_owned(), ErrorBody::schema());
+        components.schemas.insert("ErrorDetail".to_owned(), ErrorDetail::schema());
         components.add_security_scheme("api_key", SecurityScheme::ApiKey(key));
     }
 }

@@ -103,7 +103,7 @@ async fn pump(events: &mut Events, out: &mpsc::Sender<Message>) -> Result<Ending
     loop {
         match events.next().await.map_err(|error| failure(&error))? {
             Some(Event::Stdout(data) | Event::Terminal(data)) => {
-                pass(out, "stdout", &mut stdout, data).await?
+                pass(out, "stdout", &mut stdout, data).await?;
             }
             Some(Event::Stderr(data)) => pass(out, "stderr", &mut stderr, data).await?,
             Some(Event::End(end)) => {

@@ -1,0 +1,68 @@
+//! How machines become hosts.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use wrenn_control::hosts;
+
+use crate::support::{Server, refusal};
+
+fn register(server: &Server, body: &Value) -> reqwest::RequestBuilder {
+    server.http.request(Method::POST, server.url("/v1/hosts/register")).json(body)
+}
+
+fn refresh(server: &Server, token: &Value) -> reqwest::RequestBuilder {
+    server.http.post(server.url("/v1/hosts/auth/refresh")).json(&json!({"refresh_token": token}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_token_works_once_and_a_refresh_token_is_rotated() {
+    let server = Server::start(Duration::ZERO).await;
+    let issued = hosts::ensure_local_host(&server.store).await.unwrap();
+    assert_eq!(issued.token.len(), 64);
+    let body = json!({"token": issued.token, "address": "127.0.0.1:1", "memory_mb": 1});
+    let made: Value = register(&server, &body).send().await.unwrap().json().await.unwrap();
+    assert_eq!(made["host"]["status"], "online");
+    assert_eq!(made["host"]["id"], issued.host.to_string());
+    assert_eq!(made["host"]["type"], "regular");
+    for pem in ["cert_pem", "key_pem", "ca_cert_pem"] {
+        assert!(made[pem].as_str().unwrap().starts_with("-----BEGIN"), "{pem}");
+    }
+    assert_eq!(refusal(register(&server, &body)).await, (401, "unauthorized".to_owned()));
+    let renewed: Value = refresh(&server, &made["refresh_token"]).send().await.unwrap().json().await.unwrap();
+    assert_ne!(renewed["refresh_token"], made["refresh_token"]);
+    assert_ne!(renewed["cert_pem"], made["cert_pem"]);
+    assert_eq!(renewed["ca_cert_pem"], made["ca_cert_pem"]);
+    assert_eq!(refusal(refresh(&server, &made["refresh_token"])).await, (401, "unauthorized".to_owned()));
+    assert_eq!(refresh(&server, &renewed["refresh_token"]).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_host_that_lost_its_credentials_gets_new_ones_and_keeps_its_id() {
+    let server = Server::start(Duration::ZERO).await;
+    let first = hosts::ensure_local_host(&server.store).await.unwrap();
+    let second = hosts::ensure_local_host(&server.store).await.unwrap();
+    assert_eq!(first.host, second.host);
+    let body = json!({"token": first.token, "address": "127.0.0.1:1"});
+    assert_eq!(refusal(register(&server, &body)).await, (401, "unauthorized".to_owned()));
+    let body = json!({"token": second.token, "address": "127.0.0.1:1"});
+    assert_eq!(register(&server, &body).send().await.unwrap().status(), 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn incomplete_registrations_are_refused() {
+    let server = Server::start(Duration::ZERO).await;
+    let cases = [
+        (json!({}), 400),
+        (json!({"token": "x"}), 400),
+        (json!({"token": "x", "address": "nowhere"}), 400),
+        (json!({"token": "x", "address": "127.0.0.1:1", "cpu_cores": -1}), 400),
+        (json!({"token": "x", "address": "127.0.0.1:1"}), 401),
+    ];
+    for (body, status) in cases {
+        assert_eq!(refusal(register(&server, &body)).await.0, status, "{body}");
+    }
+    assert_eq!(refusal(refresh(&server, &Value::Null)).await.0, 400);
+    assert_eq!(refusal(refresh(&server, &json!("x"))).await.0, 401);
+}

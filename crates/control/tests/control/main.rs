@@ -1,0 +1,19 @@
+//! The control plane from outside, over real sockets and a real PostgreSQL. Tests with `fake_agent` in their name have a
+//! host acted out for them; those with real VMs are elsewhere.
+
+#![expect(
+    refining_impl_trait,
+    unreachable_pub,
+    reason = "handlers of the acted-out services name their types, and a test binary has no outside"
+)]
+
+mod auth;
+mod capsules;
+mod database;
+mod exec;
+mod files;
+mod hosts;
+mod openapi;
+mod requests;
+mod sockets;
+mod support;

@@ -1,0 +1,85 @@
+//! A PostgreSQL server for one test process: own data directory, unix socket only, gone with the process.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use wrenn_control::Store;
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// A running server.
+pub struct Cluster {
+    dir: TempDir,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    /// Makes and starts a server. Call it on the thread that runs the test: the server dies with that thread.
+    pub async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("wrenn-pg-").tempdir().unwrap();
+        if is_root() {
+            assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().unwrap().success());
+        }
+        let made = as_postgres(&format!("{BIN}/initdb"), dir.path())
+            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N", "-D"])
+            .arg(dir.path().join("data"))
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(made.success(), "initdb failed");
+        let mut cluster = Self { dir, server: None };
+        cluster.resume().await;
+        cluster
+    }
+
+    /// Starts the server again and waits until it answers.
+    pub async fn resume(&mut self) {
+        let dir = self.dir.path();
+        let server = as_postgres(&format!("{BIN}/postgres"), dir)
+            .arg("-D")
+            .arg(dir.join("data"))
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c"])
+            .arg(format!("unix_socket_directories={}", dir.display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.server = Some(server);
+        while Store::connect(&self.url()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stops the server at once, as a crash would.
+    pub fn stop(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let _ = Command::new("kill").args(["-QUIT", &server.id().to_string()]).status();
+        let _ = server.wait();
+    }
+
+    /// Where the server is.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@{}/postgres", self.dir.path().display().to_string().replace('/', "%2F"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+fn as_postgres(program: &str, dir: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "QUIT"]);
+    if is_root() {
+        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
+    }
+    command.arg(program).current_dir(dir);
+    command
+}

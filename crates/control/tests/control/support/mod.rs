@@ -1,0 +1,158 @@
+//! A whole control plane in the test process: real PostgreSQL, real sockets, real mutual TLS. Only what a host does with
+//! a capsule is acted out, by [`agent::FakeAgent`].
+
+pub mod agent;
+pub mod cluster;
+mod guest;
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wrenn_control::{ControlConfig, Store, admin, hosts};
+
+use agent::FakeAgent;
+use cluster::Cluster;
+
+/// Long enough for any machine; only hangs run into it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running control plane.
+pub struct Server {
+    pub base: String,
+    pub key: String,
+    pub store: Store,
+    pub http: reqwest::Client,
+    pub database: Option<Cluster>,
+    pub shutdown: CancellationToken,
+    pub served: JoinHandle<wrenn_control::Result<()>>,
+    _pki: TempDir,
+}
+
+impl Server {
+    /// A control plane that waits `settle` for creates and destroys.
+    pub async fn start(settle: Duration) -> Self {
+        match std::env::var("WRENN_TEST_DATABASE_URL") {
+            Ok(url) => Self::start_on(fresh_database(&url).await, None, settle).await,
+            Err(_) => Self::start_alone(settle).await,
+        }
+    }
+
+    /// A control plane with a database server of its own.
+    pub async fn start_alone(settle: Duration) -> Self {
+        let cluster = Cluster::start().await;
+        Self::start_on(cluster.url(), Some(cluster), settle).await
+    }
+
+    async fn start_on(url: String, database: Option<Cluster>, settle: Duration) -> Self {
+        let pki = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let store = Store::connect(&url).await.unwrap();
+        store.migrate().await.unwrap();
+        let key = admin::ensure_default_team_and_key(&store).await.unwrap().unwrap().key;
+        let mut config = ControlConfig::new(url, address, "s".repeat(32), pki.path().to_owned());
+        config.settle = settle;
+        let shutdown = CancellationToken::new();
+        let serving = wrenn_control::serve_on(listener, config, shutdown.clone());
+        let served = tokio::spawn(async move {
+            serving.await.inspect_err(|error| eprintln!("the server ended: {error:?}"))
+        });
+        let http = reqwest::Client::new();
+        Self { base: format!("http://{address}"), key, store, http, database, shutdown, served, _pki: pki }
+    }
+
+    /// A control plane and one online host.
+    pub async fn with_agent(settle: Duration) -> (Self, FakeAgent) {
+        let server = Self::start(settle).await;
+        let agent = server.add_agent().await;
+        (server, agent)
+    }
+
+    /// Registers a machine and starts its agent.
+    pub async fn add_agent(&self) -> FakeAgent {
+        let token = hosts::ensure_local_host(&self.store).await.unwrap().token;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let body = json!({
+            "token": token, "address": listener.local_addr().unwrap(), "arch": "x86_64",
+            "cpu_cores": 16, "memory_mb": 64_000, "disk_gb": 1000,
+        });
+        let answer = self.http.post(self.url("/v1/hosts/register")).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        FakeAgent::start(listener, &answer.json::<Value>().await.unwrap())
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// A request with the team's key.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, self.url(path)).header("x-api-key", &self.key).timeout(PATIENCE)
+    }
+
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        answer(self.request(Method::POST, path).json(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> StatusCode {
+        answer(self.request(Method::DELETE, path)).await.0
+    }
+
+    /// A running capsule.
+    pub async fn capsule(&self) -> String {
+        let (status, body) = self.post("/v1/capsules", &json!({})).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        body["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the capsule has the status.
+    pub async fn wait_status(&self, id: &str, wanted: &str) -> Value {
+        let poll = async {
+            loop {
+                let (status, body) = self.get(&format!("/v1/capsules/{id}")).await;
+                if status.is_success() && body["status"] == wanted {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, poll).await.unwrap_or_else(|_| panic!("{id} never became {wanted}"))
+    }
+}
+
+/// Status and JSON body, `null` where there is none.
+pub async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status();
+    let body = response.bytes().await.unwrap();
+    (status, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// Status and error code.
+pub async fn refusal(request: RequestBuilder) -> (u16, String) {
+    let (status, body) = answer(request).await;
+    assert!(body["error"]["message"].is_string(), "{status} without an error message: {body}");
+    (status.as_u16(), body["error"]["code"].as_str().unwrap_or_default().to_owned())
+}
+
+/// A new database on the server that the environment names.
+async fn fresh_database(url: &str) -> String {
+    use sqlx::Connection;
+    let name = format!("wrenn_test_{}", uuid::Uuid::new_v4().simple());
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create database {name}")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let slash = url.rfind('/').unwrap();
+    format!("{}/{name}", &url[..slash])
+}
