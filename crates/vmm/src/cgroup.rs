@@ -53,7 +53,7 @@ pub(crate) async fn remove(path: &Path) -> Result<(), VmmError> {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                tokio::time::sleep(REMOVE_PAUSE).await
+                tokio::time::sleep(REMOVE_PAUSE).await;
             }
             Err(source) => return Err(VmmError::io("remove the cgroup", path, source)),
         }

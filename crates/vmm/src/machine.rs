@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{Accelerator, VmmError};
+use crate::{Accelerator, VmmError, process};
 
 /// Everything a VMM needs to boot one machine. All paths are absolute paths on the host.
 #[derive(Debug)]
@@ -66,6 +66,13 @@ pub struct MachineRecord {
     pub socket: PathBuf,
     /// The machine's own cgroup.
     pub cgroup: Option<PathBuf>,
+}
+
+impl MachineRecord {
+    /// Whether the process of this record, and not another with its id, still runs.
+    pub fn is_alive(&self) -> bool {
+        process::runs(self.pid, self.start_time, &self.boot_id)
+    }
 }
 
 /// How a VMM ended.

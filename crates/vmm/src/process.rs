@@ -26,6 +26,13 @@ pub fn boot_id() -> Result<String, VmmError> {
     Ok(text.trim().to_owned())
 }
 
+/// Whether the process `pid` runs that was started at `start_time` in that boot. One that has ended but was not waited
+/// for does not.
+pub(crate) fn runs(pid: u32, start_time: u64, boot: &str) -> bool {
+    let same = |stat: Stat| stat.start_time == start_time && !stat.ended;
+    boot_id().is_ok_and(|id| id == boot) && Stat::read(pid).is_ok_and(same)
+}
+
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
@@ -150,6 +157,8 @@ struct Stat {
     /// User and system time in clock ticks.
     ticks: u64,
     start_time: u64,
+    /// It only waits for its parent to take its status.
+    ended: bool,
 }
 
 impl Stat {
@@ -163,7 +172,8 @@ impl Stat {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-        Some(Self { ticks: number(14)? + number(15)?, start_time: number(22)? })
+        let ended = matches!(*fields.first()?, "Z" | "X");
+        Some(Self { ticks: number(14)? + number(15)?, start_time: number(22)?, ended })
     }
 }
 

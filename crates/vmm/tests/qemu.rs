@@ -104,13 +104,14 @@ async fn a_machine_outlives_its_handle_and_is_adopted_from_its_record() {
     let text = serde_json::to_string(machine.record()).unwrap();
     drop(machine);
     let record: MachineRecord = serde_json::from_str(&text).unwrap();
+    assert!(record.is_alive());
 
     let other = Qemu::detect(None).await.unwrap();
     let machine = other.adopt(record.clone()).await.unwrap();
     assert_eq!(machine.record(), &record);
     assert_eq!(machine.status().await.unwrap(), RunState::Running);
     machine.kill().await.unwrap();
-    assert!(!runs(record.pid));
+    assert!(!runs(record.pid) && !record.is_alive());
     assert!(matches!(other.adopt(record.clone()).await, Err(VmmError::Gone { .. })));
     other.discard(&record).await.unwrap();
 }
@@ -130,6 +131,7 @@ async fn a_record_of_a_recycled_process_id_hits_nobody() {
     };
     for record in [record(1, wrenn_vmm::boot_id().unwrap()), record(1, "an earlier boot".into())] {
         assert!(matches!(bench.qemu.adopt(record.clone()).await, Err(VmmError::Gone { .. })));
+        assert!(!record.is_alive());
         bench.qemu.discard(&record).await.unwrap();
     }
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander lives");
