@@ -12,6 +12,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use http_body_util::Limited;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -211,9 +212,7 @@ async fn receive(
     let guest = capsules::guest(app, caller.team, id).await?;
     let path = path_part(form).await?;
     check_path(&path)?;
-    let field = named(form.next_field().await.map_err(|error| broken(&error))?, "file")?;
-    forward(&guest, &path, field).await?;
-    drain(form).await?;
+    forward(&guest, &path, form).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -235,14 +234,19 @@ fn named<'a>(field: Option<Field<'a>>, name: &str) -> Result<Field<'a>, ApiError
     })
 }
 
-/// Passes the content on while watching for the guest's answer, which may come early when it refuses.
-async fn forward(guest: &Guest, path: &str, mut field: Field<'_>) -> Result<(), ApiError> {
+/// Passes the content on while watching for the guest's answer, which may come early when it refuses. The guest is asked
+/// once the part is there, and told that the file is complete once the whole form is.
+async fn forward(guest: &Guest, path: &str, form: &mut Multipart) -> Result<(), ApiError> {
     let (upload, answer) = guest.write_file(path);
-    let mut answer = std::pin::pin!(answer);
+    let begun = Notify::new();
+    let mut answer = std::pin::pin!(async {
+        begun.notified().await;
+        answer.await
+    });
     let answered = tokio::select! {
         biased;
         answered = &mut answer => Some(answered),
-        sent = pass(upload, &mut field) => {
+        sent = pass(upload, form, &begun) => {
             sent?;
             None
         }
@@ -254,13 +258,17 @@ async fn forward(guest: &Guest, path: &str, mut field: Field<'_>) -> Result<(), 
     }
 }
 
-async fn pass(upload: Upload, field: &mut Field<'_>) -> Result<(), ApiError> {
+async fn pass(upload: Upload, form: &mut Multipart, begun: &Notify) -> Result<(), ApiError> {
+    let mut field = named(form.next_field().await.map_err(|error| broken(&error))?, "file")?;
+    begun.notify_one();
     while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error))? {
         if !upload.send(chunk).await {
             // Not completed: the guest's answer says what is wrong.
             return Ok(());
         }
     }
+    drop(field);
+    drain(form).await?;
     upload.complete().await;
     Ok(())
 }

@@ -142,8 +142,13 @@ async fn read(State(guest): State<Arc<FakeGuest>>, Query(query): Query<FileQuery
             ([("content-length", (300u64 << 20).to_string())], Body::from_stream(endless)).into_response()
         }
         "/breaks" => {
-            let pieces = [Ok(Bytes::from_static(b"begin")), Err(std::io::Error::other("disk"))];
-            Body::from_stream(futures::stream::iter(pieces)).into_response()
+            let broken = futures::stream::once(async {
+                // The beginning must have left first.
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                Err(std::io::Error::other("disk"))
+            });
+            let begin = futures::stream::iter([Ok(Bytes::from_static(b"begin"))]);
+            Body::from_stream(begin.chain(broken)).into_response()
         }
         path => match guest.files.lock().unwrap().get(path) {
             Some(content) => content.clone().into_response(),
