@@ -1,5 +1,7 @@
 //! Processes and terminals, over the generated clients.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use std::time::Duration;
@@ -7,7 +9,7 @@ use std::time::Duration;
 use buffa::MessageField;
 use connectrpc::ErrorCode;
 use connectrpc::client::CallOptions;
-use support::{Daemon, PATIENCE, Ran, alive, by_pid, command, eventually, run, shell};
+use support::{Daemon, Field, PATIENCE, Ran, alive, by_pid, command, run, shell};
 use wrenn_protocol::guest::SPAWN_ERROR_HEADER;
 use wrenn_protocol::process::__buffa::oneof::process_input::Input;
 use wrenn_protocol::process::__buffa::oneof::stream_input_request::Event as InputEvent;
@@ -21,11 +23,11 @@ fn options() -> CallOptions {
     CallOptions::default()
 }
 
-fn stdin(bytes: impl Into<Vec<u8>>) -> MessageField<ProcessInput> {
+fn stdin(bytes: impl Into<Vec<u8>>) -> Field<ProcessInput> {
     MessageField::some(ProcessInput { input: Some(Input::Stdin(bytes.into())), ..ProcessInput::default() })
 }
 
-fn typed(text: &str) -> MessageField<ProcessInput> {
+fn typed(text: &str) -> Field<ProcessInput> {
     MessageField::some(ProcessInput { input: Some(Input::Pty(text.into())), ..ProcessInput::default() })
 }
 
@@ -138,7 +140,7 @@ async fn a_time_limit_kills_the_whole_family() {
     let pids = std::fs::read_to_string(pids).unwrap();
     assert_eq!(pids.lines().count(), 3);
     for pid in pids.lines().map(|pid| pid.parse().unwrap()) {
-        eventually("the family is dead", || !alive(pid)).await;
+        assert!(!alive(pid), "{pid} survived");
     }
 }
 
@@ -241,9 +243,9 @@ async fn a_stream_of_input_is_applied_to_its_process() {
     let mut stream = client.start(request).await.unwrap();
     let mut ran = Ran::default();
     ran.take(stream.message::<StartResponse>().await.unwrap().unwrap().to_owned_message().event.unwrap());
-    let message = |event: InputEvent| StreamInputRequest { event: Some(event), ..StreamInputRequest::default() };
-    let start =
-        stream_input_request::StartEvent { process: by_pid(ran.pid), ..Default::default() };
+    let message =
+        |event: InputEvent| StreamInputRequest { event: Some(event), ..StreamInputRequest::default() };
+    let start = stream_input_request::StartEvent { process: by_pid(ran.pid), ..Default::default() };
     let data = |text: &str| stream_input_request::DataEvent { input: stdin(text), ..Default::default() };
     let messages = vec![message(start.into()), message(data("1\n").into()), message(data("2\n").into())];
     client.stream_input(futures::stream::iter(messages)).await.unwrap();

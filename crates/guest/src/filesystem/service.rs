@@ -143,8 +143,8 @@ impl Feed {
 
 #[expect(refining_impl_trait, reason = "the plain types say what the generated `impl Encodable` hides")]
 impl Filesystem for Files {
-    async fn stat<'a>(
-        &'a self,
+    async fn stat(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, StatRequest>,
     ) -> ServiceResult<StatResponse> {
@@ -153,8 +153,8 @@ impl Filesystem for Files {
         Response::ok(StatResponse { entry: Some(entry).into(), ..StatResponse::default() })
     }
 
-    async fn make_dir<'a>(
-        &'a self,
+    async fn make_dir(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, MakeDirRequest>,
     ) -> ServiceResult<MakeDirResponse> {
@@ -163,8 +163,8 @@ impl Filesystem for Files {
         Response::ok(MakeDirResponse { entry: Some(entry).into(), ..MakeDirResponse::default() })
     }
 
-    async fn r#move<'a>(
-        &'a self,
+    async fn r#move(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, MoveRequest>,
     ) -> ServiceResult<MoveResponse> {
@@ -179,8 +179,8 @@ impl Filesystem for Files {
         Response::ok(MoveResponse { entry: Some(entry).into(), ..MoveResponse::default() })
     }
 
-    async fn list_dir<'a>(
-        &'a self,
+    async fn list_dir(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, ListDirRequest>,
     ) -> ServiceResult<ListDirResponse> {
@@ -190,8 +190,8 @@ impl Filesystem for Files {
         Response::ok(ListDirResponse { entries, ..ListDirResponse::default() })
     }
 
-    async fn remove<'a>(
-        &'a self,
+    async fn remove(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<RemoveResponse> {
@@ -217,8 +217,8 @@ impl Filesystem for Files {
         Response::ok(Box::pin(events.map(move |event| event.map(wrap).map_err(ConnectError::from))))
     }
 
-    async fn create_watcher<'a>(
-        &'a self,
+    async fn create_watcher(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, CreateWatcherRequest>,
     ) -> ServiceResult<CreateWatcherResponse> {
@@ -234,8 +234,8 @@ impl Filesystem for Files {
         Response::ok(CreateWatcherResponse { watcher_id, ..CreateWatcherResponse::default() })
     }
 
-    async fn get_watcher_events<'a>(
-        &'a self,
+    async fn get_watcher_events(
+        &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, GetWatcherEventsRequest>,
     ) -> ServiceResult<GetWatcherEventsResponse> {
@@ -243,8 +243,8 @@ impl Filesystem for Files {
         Response::ok(GetWatcherEventsResponse { events, ..GetWatcherEventsResponse::default() })
     }
 
-    async fn remove_watcher<'a>(
-        &'a self,
+    async fn remove_watcher(
+        &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, RemoveWatcherRequest>,
     ) -> ServiceResult<RemoveWatcherResponse> {

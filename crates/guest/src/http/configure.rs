@@ -22,9 +22,9 @@ const MIN_ENTROPY: usize = 32;
 const MAX_ENTROPY: usize = 4096;
 
 /// `RNDADDENTROPY` of linux/random.h.
-const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 /// `RNDRESEEDCRNG` of linux/random.h.
-const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 
 /// Applies what the request holds; an absent field leaves what was set before.
 pub(super) async fn init(State(settings): State<Settings>, body: Bytes) -> Result<Json<InitResponse>> {
@@ -102,10 +102,10 @@ fn feed_entropy(entropy: &[u8]) -> Result<()> {
     call(&device, RNDRESEEDCRNG, std::ptr::null())
 }
 
-fn call(device: &std::os::fd::OwnedFd, request: libc::c_ulong, argument: *const libc::c_void) -> Result<()> {
+fn call(device: &std::os::fd::OwnedFd, request: libc::Ioctl, argument: *const libc::c_void) -> Result<()> {
     use std::os::fd::AsRawFd as _;
     // SAFETY: RNDADDENTROPY reads `size` bytes behind the header, which PoolInfo has; RNDRESEEDCRNG reads nothing.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), request as _, argument) };
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), request, argument) };
     if result < 0 {
         let error = std::io::Error::last_os_error();
         return Err(Error::new(Kind::Internal, format!("the random generator refused: {error}")));

@@ -18,10 +18,10 @@ const MOVED: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// How long the device may take to appear after its driver was loaded.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// `BLKGETSIZE64` of linux/fs.h.
-const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// Where the kernel tells the device's size, in sectors of 512 bytes.
+const DEVICE_SIZE: &str = "/sys/class/block/vda/size";
 /// `EXT4_IOC_RESIZE_FS` of the kernel's ext4: `_IOW('f', 16, __u64)`.
-const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
 
 /// Mounts the disk and carries on with it as `/`.
 pub(super) fn switch_root() -> Result<(), InitError> {
@@ -72,23 +72,21 @@ pub(super) fn grow_in_background() {
 
 fn grow() -> io::Result<()> {
     let filesystem = rustix::fs::statvfs("/")?;
-    let size = device_size(&File::open(DEVICE)?)?;
-    let blocks = size / filesystem.f_bsize;
+    let blocks = device_size()? / filesystem.f_bsize;
     // The file system counts without its own tables (an inode takes 256 bytes of every 16 KiB), so a little less is no reason to act.
     if blocks <= filesystem.f_blocks + filesystem.f_blocks / 16 {
         return Ok(());
     }
     let root = File::open("/")?;
     // SAFETY: the call reads one 64-bit number of blocks through the pointer.
-    let result = unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) };
+    let result = unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn device_size(device: &File) -> io::Result<u64> {
-    let mut size = 0_u64;
-    // SAFETY: the call writes one 64-bit number through the pointer.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
+fn device_size() -> io::Result<u64> {
+    let sectors = std::fs::read_to_string(DEVICE_SIZE)?;
+    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+    Ok(sectors * 512)
 }
 
 /// Writes everything back and takes the root read-only, so that the disk is clean without a journal replay.

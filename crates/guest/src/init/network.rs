@@ -13,6 +13,19 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 252);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
 
+// The calls of linux/sockios.h, in the type that `ioctl` takes on each target.
+const SIOCADDRT: libc::Ioctl = 0x890B;
+const SIOCGIFFLAGS: libc::Ioctl = 0x8913;
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
+const SIOCSIFADDR: libc::Ioctl = 0x8916;
+const SIOCSIFNETMASK: libc::Ioctl = 0x891C;
+
+/// `IFF_UP` of linux/if.h, in the width of an interface's flags.
+const IFF_UP: libc::c_short = 1;
+
+/// The address family of IPv4, in the width of an address.
+const AF_INET: libc::sa_family_t = 2;
+
 /// `RTF_UP | RTF_GATEWAY` of linux/route.h.
 const UP_VIA_GATEWAY: libc::c_ushort = 0x0003;
 
@@ -49,18 +62,18 @@ pub(super) fn bring_up() -> Result<(), InitError> {
 fn set_address(socket: &OwnedFd, link: &str) -> io::Result<()> {
     let mut request = request(link);
     request.ifr_ifru.ifru_addr = socket_address(ADDRESS);
-    interface_call(socket, libc::SIOCSIFADDR as _, &mut request)?;
+    interface_call(socket, SIOCSIFADDR, &mut request)?;
     request.ifr_ifru.ifru_netmask = socket_address(NETMASK);
-    interface_call(socket, libc::SIOCSIFNETMASK as _, &mut request)
+    interface_call(socket, SIOCSIFNETMASK, &mut request)
 }
 
 fn raise(socket: &OwnedFd, link: &str) -> io::Result<()> {
     let mut request = request(link);
-    interface_call(socket, libc::SIOCGIFFLAGS as _, &mut request)?;
+    interface_call(socket, SIOCGIFFLAGS, &mut request)?;
     // SAFETY: the kernel has just filled in this member of the union.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
-    interface_call(socket, libc::SIOCSIFFLAGS as _, &mut request)
+    request.ifr_ifru.ifru_flags = flags | IFF_UP;
+    interface_call(socket, SIOCSIFFLAGS, &mut request)
 }
 
 fn request(link: &str) -> libc::ifreq {
@@ -72,9 +85,9 @@ fn request(link: &str) -> libc::ifreq {
     request
 }
 
-fn interface_call(socket: &OwnedFd, call: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+fn interface_call(socket: &OwnedFd, call: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: every interface call reads and writes at most one ifreq through the pointer.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), call as _, std::ptr::from_mut(request)) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), call, std::ptr::from_mut(request)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -83,7 +96,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     for (place, byte) in data[2..].iter_mut().zip(address.octets()) {
         *place = byte.cast_signed() as libc::c_char;
     }
-    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+    libc::sockaddr { sa_family: AF_INET, sa_data: data }
 }
 
 fn add_default_route(socket: &OwnedFd) -> io::Result<()> {
@@ -103,7 +116,7 @@ fn add_default_route(socket: &OwnedFd) -> io::Result<()> {
         irtt: 0,
     };
     // SAFETY: the call reads one rtentry, whose layout RouteEntry has, through the pointer.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCADDRT, &raw const route) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -33,6 +33,9 @@ use crate::settings::Settings;
 /// Silence after which a stream says that it is alive, unless the client asks for another.
 const KEEPALIVE: Duration = Duration::from_secs(90);
 
+/// How long a killed process may take to be gone.
+const DYING: Duration = Duration::from_secs(2);
+
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Processes {
@@ -82,7 +85,17 @@ struct Feed {
     events: mpsc::Receiver<Event>,
     keepalive: Duration,
     deadline: Option<Instant>,
+    bounds: Bounds,
     next: Next,
+}
+
+/// What the time limit of a call applies to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bounds {
+    /// The process, which is killed; its stream ends when it is gone.
+    Process,
+    /// The stream alone.
+    Stream,
 }
 
 /// What a feed says next.
@@ -94,13 +107,14 @@ enum Next {
 }
 
 impl Feed {
-    fn new(process: &Process, events: mpsc::Receiver<Event>, ctx: &RequestContext) -> Self {
+    fn new(process: &Process, events: mpsc::Receiver<Event>, bounds: Bounds, ctx: &RequestContext) -> Self {
         let deadline = ctx.deadline().map(Instant::from_std);
         Self {
             pid: process.pid.cast_unsigned(),
             events,
             keepalive: keepalive(ctx),
             deadline,
+            bounds,
             next: Next::Start,
         }
     }
@@ -127,12 +141,12 @@ impl Feed {
     async fn wait(&mut self) -> Result<ProcessEvent> {
         let quiet = Instant::now() + self.keepalive;
         let wake = self.deadline.map_or(quiet, |deadline| quiet.min(deadline));
+        if self.is_late() {
+            return self.expire().await;
+        }
         match tokio::time::timeout_at(wake, self.events.recv()).await {
             Ok(Some(Event::Output(stream, bytes))) => Ok(data(stream, bytes.into())),
-            _ if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                self.next = Next::Nothing;
-                Err(Error::new(Refusal::Deadline, "the time limit of the call has passed"))
-            }
+            _ if self.is_late() => self.expire().await,
             Ok(Some(Event::End(end))) => {
                 self.next = Next::Nothing;
                 Ok(wire(end))
@@ -143,6 +157,21 @@ impl Feed {
             }
             Err(_elapsed) => Ok(wire(KeepAlive::default())),
         }
+    }
+
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Whoever hears that the time is up may count on the process being dead.
+    async fn expire(&mut self) -> Result<ProcessEvent> {
+        self.next = Next::Nothing;
+        if self.bounds == Bounds::Process {
+            let dying = async { while let Some(Event::Output(..)) = self.events.recv().await {} };
+            // One stuck in the kernel is not waited for.
+            let _ = tokio::time::timeout(DYING, dying).await;
+        }
+        Err(Error::new(Refusal::Deadline, "the time limit of the call has passed"))
     }
 }
 
@@ -169,8 +198,8 @@ fn input(input: Option<ProcessInput>) -> Result<Data> {
 
 #[expect(refining_impl_trait, reason = "the plain types say what the generated `impl Encodable` hides")]
 impl ProcessService for Processes {
-    async fn list<'a>(
-        &'a self,
+    async fn list(
+        &self,
         _ctx: RequestContext,
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<ListResponse> {
@@ -190,7 +219,7 @@ impl ProcessService for Processes {
         request: ServiceRequest<'_, StartRequest>,
     ) -> ServiceResult<ServiceStream<StartResponse>> {
         let (process, events) = self.launch(&ctx, request.to_owned_message()).await?;
-        let feed = Feed::new(&process, events, &ctx);
+        let feed = Feed::new(&process, events, Bounds::Process, &ctx);
         Response::ok(
             feed.stream(|event| StartResponse { event: Some(event).into(), ..StartResponse::default() }),
         )
@@ -203,14 +232,14 @@ impl ProcessService for Processes {
     ) -> ServiceResult<ServiceStream<ConnectResponse>> {
         let request = request.to_owned_message();
         let process = self.table.find(request.process.as_option())?;
-        let feed = Feed::new(&process, process.subscribe(), &ctx);
+        let feed = Feed::new(&process, process.subscribe(), Bounds::Stream, &ctx);
         Response::ok(
             feed.stream(|event| ConnectResponse { event: Some(event).into(), ..ConnectResponse::default() }),
         )
     }
 
-    async fn update<'a>(
-        &'a self,
+    async fn update(
+        &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, UpdateRequest>,
     ) -> ServiceResult<UpdateResponse> {
@@ -222,8 +251,8 @@ impl ProcessService for Processes {
         Response::ok(UpdateResponse::default())
     }
 
-    async fn stream_input<'a>(
-        &'a self,
+    async fn stream_input(
+        &self,
         _ctx: RequestContext,
         mut requests: InboundStream<StreamInputRequest>,
     ) -> ServiceResult<StreamInputResponse> {
@@ -243,8 +272,8 @@ impl ProcessService for Processes {
         Response::ok(StreamInputResponse::default())
     }
 
-    async fn send_input<'a>(
-        &'a self,
+    async fn send_input(
+        &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, SendInputRequest>,
     ) -> ServiceResult<SendInputResponse> {
@@ -254,8 +283,8 @@ impl ProcessService for Processes {
         Response::ok(SendInputResponse::default())
     }
 
-    async fn send_signal<'a>(
-        &'a self,
+    async fn send_signal(
+        &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, SendSignalRequest>,
     ) -> ServiceResult<SendSignalResponse> {
@@ -271,8 +300,8 @@ impl ProcessService for Processes {
         Response::ok(SendSignalResponse::default())
     }
 
-    async fn close_stdin<'a>(
-        &'a self,
+    async fn close_stdin(
+        &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, CloseStdinRequest>,
     ) -> ServiceResult<CloseStdinResponse> {

@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use rustix::process::Signal;
 use wrenn_protocol::filesystem::FilesystemClient;
 use wrenn_protocol::process::__buffa::oneof::process_event::{Event, data_event::Output};
 use wrenn_protocol::process::__buffa::oneof::process_selector::Selector;
@@ -28,26 +29,29 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// A running daemon, stopped together with everything it started when dropped.
 pub(crate) struct Daemon {
     child: Child,
+    stop: Signal,
     pub(crate) port: u16,
 }
 
 impl Daemon {
     pub(crate) fn start() -> Self {
-        Self::run(&mut Command::new(env!("CARGO_BIN_EXE_wrenn-guest")))
+        Self::run(&mut Command::new(env!("CARGO_BIN_EXE_wrenn-guest")), Signal::TERM)
     }
 
     pub(crate) fn with_token(token: &str) -> Self {
-        Self::run(Command::new(env!("CARGO_BIN_EXE_wrenn-guest")).args(["--token", token]))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn-guest"));
+        Self::run(command.args(["--token", token]), Signal::TERM)
     }
 
     /// As process 1 of a namespace of its own.
     pub(crate) fn as_process_one() -> Self {
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--mount-proc", "--kill-child", env!("CARGO_BIN_EXE_wrenn-guest")]);
-        Self::run(command.env("WRENN_GUEST_SERVE_ONLY", "1"))
+        // `unshare` does not listen to SIGTERM, and takes the whole namespace with it when it is killed.
+        Self::run(command.env("WRENN_GUEST_SERVE_ONLY", "1"), Signal::KILL)
     }
 
-    fn run(command: &mut Command) -> Self {
+    fn run(command: &mut Command, stop: Signal) -> Self {
         let mut child = command
             .env("WRENN_GUEST_ADDR", "127.0.0.1")
             .env("WRENN_GUEST_PORT", "0")
@@ -57,7 +61,7 @@ impl Daemon {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let port = line.trim().rsplit(':').next().unwrap().parse().unwrap();
-        Self { child, port }
+        Self { child, stop, port }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -101,7 +105,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = rustix::process::kill_process(pid, self.stop);
         let _ = self.child.wait();
     }
 }
@@ -125,7 +129,10 @@ pub(crate) fn command(cmd: &str, args: &[&str]) -> StartRequest {
     StartRequest { process: MessageField::some(process), stdin: Some(false), ..StartRequest::default() }
 }
 
-pub(crate) fn by_pid(pid: u32) -> MessageField<ProcessSelector> {
+/// A message within a message.
+pub(crate) type Field<T> = MessageField<T, buffa::Inline<T>>;
+
+pub(crate) fn by_pid(pid: u32) -> Field<ProcessSelector> {
     MessageField::some(ProcessSelector { selector: Some(Selector::Pid(pid)), ..ProcessSelector::default() })
 }
 
