@@ -21,7 +21,7 @@ pub struct LaunchSpec {
     pub memory_mb: u32,
     /// An uncompressed `vmlinux` with a PVH entry, or a bzImage.
     pub kernel: PathBuf,
-    /// The initial file system.
+    /// The initial file system, padded to [`INITRD_ALIGNMENT`](crate::qemu::INITRD_ALIGNMENT).
     pub initrd: PathBuf,
     /// Kernel command line; the driver appends what its machine model needs.
     pub cmdline: String,

@@ -208,6 +208,11 @@ async fn unusable_specifications_are_refused_before_anything_starts() {
     missing.disk_base = bench.path("nowhere.raw");
     let error = bench.qemu.launch(missing).await.unwrap_err();
     assert!(error.to_string().contains("nowhere.raw"), "{error}");
+    let mut odd = bench.spec(Guest::Halts);
+    odd.initrd = bench.path("odd");
+    std::fs::write(&odd.initrd, [0; 4097]).unwrap();
+    let error = bench.qemu.launch(odd).await.unwrap_err();
+    assert!(error.to_string().contains("multiple of 4096"), "{error}");
     let mut netns = bench.spec(Guest::Halts);
     netns.netns = bench.path("base.raw");
     let error = bench.qemu.launch(netns).await.unwrap_err();

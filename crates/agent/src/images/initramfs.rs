@@ -9,6 +9,10 @@ use super::kernel::Kernel;
 use super::store::Store;
 use super::{ImageError, KernelImage};
 
+/// See [`wrenn_vmm::qemu::INITRD_ALIGNMENT`].
+const PAGE: usize = 4096;
+const _: () = assert!(PAGE as u64 == wrenn_vmm::qemu::INITRD_ALIGNMENT);
+
 /// What `build.rs` found; empty where the daemon had not been built.
 static GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/wrenn-guest"));
 
@@ -51,5 +55,8 @@ fn build(guest: &[u8], modules: &Path) -> Result<Vec<u8>, ImageError> {
         let content = fs::read(modules.join(&name)).map_err(io)?;
         archive.file(&format!("modules/{}", name.display()), 0o644, &content);
     }
-    Ok(archive.finish())
+    let mut bytes = archive.finish();
+    // The kernel passes over zeros behind the end of an archive.
+    bytes.resize(bytes.len().next_multiple_of(PAGE), 0);
+    Ok(bytes)
 }

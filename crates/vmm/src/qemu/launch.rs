@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::command::{self, View};
 use super::machine::{QemuMachine, Remains};
-use super::{CONSOLE, DRIVER, Qemu};
+use super::{CONSOLE, DRIVER, INITRD_ALIGNMENT, Qemu};
 use crate::cgroup::{self, Limits};
 use crate::confine::{Confinement, Identity};
 use crate::process::{self, Process};
@@ -183,6 +183,9 @@ fn check(spec: &LaunchSpec) -> Result<(), VmmError> {
         let problem = match std::fs::metadata(path) {
             Err(error) => Some(error.to_string()),
             Ok(_) if !path.is_absolute() => Some("it must be an absolute path".to_owned()),
+            Ok(meta) if *path == spec.initrd && !meta.len().is_multiple_of(INITRD_ALIGNMENT) => {
+                Some(format!("its length must be a multiple of {INITRD_ALIGNMENT} bytes: pad it with zeros"))
+            }
             Ok(_) => None,
         };
         if let Some(reason) = problem {

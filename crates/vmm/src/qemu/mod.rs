@@ -36,6 +36,10 @@ pub const CONSOLE: &str = "console.log";
 pub const KERNEL_CMDLINE: &str =
     "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on 8250.nr_uarts=1 cryptomgr.notests";
 
+/// An initial file system must be a multiple of this many bytes long. QEMU puts it at the end of memory, rounded down to
+/// a page; the firmware puts the ACPI tables (about a kilobyte) there too, at the very end. Whole pages leave it one.
+pub const INITRD_ALIGNMENT: u64 = 4096;
+
 /// QEMU's major and minor version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);

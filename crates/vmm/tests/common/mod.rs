@@ -101,7 +101,7 @@ impl Bench {
             netns,
             tap,
         };
-        fs::write(bench.path("initrd"), [0; 512]).expect("write");
+        fs::write(bench.path("initrd"), [0; 4096]).expect("write");
         fs::File::create(bench.path("base.raw")).and_then(|file| file.set_len(1 << 20)).expect("a base");
         let disk = bench.capsule().join("root.qcow2");
         let made = std::process::Command::new("qemu-img")
