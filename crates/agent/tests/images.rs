@@ -1,5 +1,7 @@
 //! Makes the images for real, in a cache that outlives the test (`<target>/wrenn-images`), and boots them.
 
+#![expect(clippy::unwrap_used, reason = "a failed step of a test's set-up fails the test")]
+
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
