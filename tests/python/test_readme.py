@@ -48,8 +48,8 @@ def test_process_management(capsule, capsys):
 
 
 def test_filesystem(capsule):
+    capsule.files.make_dir("/app/old_data")
     for block in readme.blocks("Filesystem"):
-        capsule.files.make_dir("/app/old_data")
         scope = readme.run(block, capsule=capsule, process=lambda chunk: None)
         if "content" in scope:
             assert scope["content"] == "print('hello')"
@@ -72,7 +72,7 @@ def test_git(capsule):
 def test_git_configuration_and_remotes(capsule):
     setup = """
     set -e
-    rm -rf /app /origin.git && git init -q --bare /origin.git && git init -q -b main /app && cd /app
+    rm -rf /app /origin.git && git init -q --bare -b main /origin.git && git init -q -b main /app && cd /app
     git config user.name Alice && git config user.email alice@example.com
     echo 1 > file.txt && git add . && git commit -qm one && echo 2 > file.txt && git commit -qam two
     git remote add origin /origin.git && git push -q origin main
@@ -82,7 +82,7 @@ def test_git_configuration_and_remotes(capsule):
     scope = readme.run(block, capsule=capsule)
     assert scope["value"] == "Alice"
     assert scope["url"] == "/origin.git"
-    capsule.git.clone("/origin.git", path="/copy")
+    capsule.git.clone("/origin.git", "/copy")
     assert capsule.files.read("/copy/file.txt") == "2\n"
 
 

@@ -16,11 +16,13 @@ pub mod images;
 pub mod manager;
 pub mod record;
 pub mod recovery;
+pub mod remains;
 mod rpc;
 mod server;
 pub mod traffic;
 mod tunnel;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,7 +50,7 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 /// # Errors
 /// Where the host lacks something essential, or the control plane refuses it.
 pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let manager = open(config).await?;
+    let manager = Manager::new(Arc::new(open(config).await?));
     let config = manager.env().config.clone();
     let recovered = recovery::recover(&manager).await?;
     info!(adopted = recovered.adopted, removed = recovered.removed, "capsules of the agent before");
@@ -72,27 +74,43 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
 ///
 /// # Errors
 /// Where the host lacks something essential.
-pub async fn open(config: AgentConfig) -> anyhow::Result<Manager> {
+pub async fn open(config: AgentConfig) -> anyhow::Result<Environment> {
     let images = images::ensure_quietly(&config).await.context("cannot make the base images")?;
-    let installation = installation_id(&config).context("cannot write the data directory")?;
-    let mut network = wrenn_net::NetworkConfig::new(&*installation, &*config.dir);
-    network.allow_private = config.allow_private_networks;
-    let vmm = wrenn_vmm::qemu::Qemu::detect(None).await?;
+    let Parts { network, vmm, cgroup } = Parts::open(&config).await?;
     let disks = wrenn_disk::Qcow2Disks::default();
     disks.version().await?;
-    let env = Environment {
-        network: wrenn_net::Network::open(network).await?,
+    Ok(Environment {
+        network,
         disks: Arc::new(disks),
-        vmm_version: vmm.version().to_string(),
+        vmm_version: format!("{} {}", wrenn_vmm::qemu::DRIVER, vmm.version()),
         accelerator: wrenn_vmm::Accelerator::detect(config.accelerator)?,
-        // One directory for each installation, so that a sweep meets only its own VMMs.
-        cgroup: wrenn_vmm::cgroup::root().map(|root| root.join(format!("wrenn-{installation}"))),
+        cgroup,
         vmm: Arc::new(vmm),
         kernel: images.kernel,
         detach: CancellationToken::new(),
         config,
-    };
-    Ok(Manager::new(Arc::new(env)))
+    })
+}
+
+/// What it takes to remove a capsule.
+pub(crate) struct Parts {
+    pub(crate) network: wrenn_net::Network,
+    pub(crate) vmm: wrenn_vmm::qemu::Qemu,
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+impl Parts {
+    pub(crate) async fn open(config: &AgentConfig) -> anyhow::Result<Self> {
+        let installation = installation_id(config).context("cannot write the data directory")?;
+        let mut network = wrenn_net::NetworkConfig::new(&*installation, &*config.dir);
+        network.allow_private = config.allow_private_networks;
+        Ok(Self {
+            network: wrenn_net::Network::open(network).await?,
+            vmm: wrenn_vmm::qemu::Qemu::detect(None).await?,
+            // One directory for each installation, so that a sweep meets only its own VMMs.
+            cgroup: wrenn_vmm::cgroup::root().map(|root| root.join(format!("wrenn-{installation}"))),
+        })
+    }
 }
 
 /// The name under which this data directory owns things on the machine; made at the first start.
@@ -118,6 +136,10 @@ async fn close(manager: Manager) -> anyhow::Result<()> {
         warn!("some capsules were not removed in time; the next start removes them");
     }
     env.network.close().await?;
+    if let Some(cgroup) = &env.cgroup {
+        // Not empty while VMs run on.
+        let _busy = std::fs::remove_dir(cgroup);
+    }
     Ok(())
 }
 

@@ -77,13 +77,7 @@ async fn sweep(
     records: &[Record],
     keep: &BTreeSet<SlotIndex>,
 ) -> Result<(), RecoveryError> {
-    if let Some(cgroup) = &env.cgroup {
-        let known: BTreeSet<String> = records.iter().map(|record| record.spec.id.to_string()).collect();
-        let removed = wrenn_vmm::cgroup::sweep(cgroup, |id| known.contains(id)).await?;
-        if !removed.is_empty() {
-            warn!("ended VMMs that no record names: {removed:?}");
-        }
-    }
+    sweep_vmms(env.cgroup.as_deref(), records).await?;
     let report = env.network.sweep(keep).await?;
     if !report.removed.is_empty() {
         info!("removed stale network slots: {:?}", report.removed);
@@ -94,9 +88,20 @@ async fn sweep(
     Ok(())
 }
 
+/// Ends VMMs of this installation that no record names.
+pub(crate) async fn sweep_vmms(cgroup: Option<&Path>, records: &[Record]) -> Result<(), RecoveryError> {
+    let Some(cgroup) = cgroup else { return Ok(()) };
+    let known: BTreeSet<String> = records.iter().map(|record| record.spec.id.to_string()).collect();
+    let removed = wrenn_vmm::cgroup::sweep(cgroup, |id| known.contains(id)).await?;
+    if !removed.is_empty() {
+        warn!("ended VMMs that no record names: {removed:?}");
+    }
+    Ok(())
+}
+
 /// Every readable record. Directories of capsules without one hold nothing that runs, because the record is
 /// written before anything is started; they are removed.
-fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
+pub(crate) fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
     fs::create_dir_all(dir)?;
     let mut records = Vec::new();
     for entry in fs::read_dir(dir)? {

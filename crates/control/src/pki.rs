@@ -22,9 +22,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 use wrenn_core::HostId;
+use wrenn_protocol::identity;
 
-/// Name in the control plane's client certificate.
-pub const CONTROL_NAME: &str = "control-plane.wrenn.internal";
 /// How long a host certificate is valid.
 pub const HOST_VALIDITY: Duration = Duration::days(7);
 
@@ -32,11 +31,6 @@ const CA_VALIDITY: Duration = Duration::days(3650);
 const CONTROL_VALIDITY: Duration = Duration::days(2);
 /// Clocks of two machines may differ by this much.
 const CLOCK_SKEW: Duration = Duration::minutes(10);
-
-/// Name that a host's certificate carries.
-pub fn host_name(host: HostId) -> String {
-    format!("{host}.hosts.wrenn.internal")
-}
 
 /// Why certificates could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +137,7 @@ impl Pki {
     /// # Errors
     /// [`PkiError::Make`].
     pub fn issue_host(&self, host: HostId) -> Result<PemPair, PkiError> {
-        self.issue(&host_name(host), ExtendedKeyUsagePurpose::ServerAuth, HOST_VALIDITY)
+        self.issue(&identity::host_name(host), ExtendedKeyUsagePurpose::ServerAuth, HOST_VALIDITY)
     }
 
     /// A client certificate with which to call hosts as the control plane.
@@ -151,7 +145,7 @@ impl Pki {
     /// # Errors
     /// [`PkiError::Make`].
     pub fn issue_control(&self) -> Result<PemPair, PkiError> {
-        self.issue(CONTROL_NAME, ExtendedKeyUsagePurpose::ClientAuth, CONTROL_VALIDITY)
+        self.issue(identity::CONTROL_PLANE, ExtendedKeyUsagePurpose::ClientAuth, CONTROL_VALIDITY)
     }
 
     fn issue(
@@ -284,7 +278,7 @@ mod tests {
         let der = CertificateDer::from_pem_slice(pki.issue_host(host).unwrap().cert.as_bytes()).unwrap();
         let (_, cert) = X509Certificate::from_der(&der).unwrap();
         let names = cert.subject_alternative_name().unwrap().unwrap();
-        assert_eq!(names.value.general_names, [GeneralName::DNSName(&host_name(host))]);
+        assert_eq!(names.value.general_names, [GeneralName::DNSName(&identity::host_name(host))]);
         let usage = cert.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.server_auth && !usage.client_auth);
         let days = (cert.validity().not_after.timestamp() - cert.validity().not_before.timestamp()) / 86_400;

@@ -153,9 +153,6 @@ pub(crate) fn configure_sysctls() -> io::Result<()> {
         ("ipv4/conf/default/accept_redirects", "0"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
-        // While a guest boots it answers no ARP; it is asked again soon, so that the first connection to it does not
-        // wait out the default second.
-        ("ipv4/neigh/default/retrans_time_ms", "20"),
     ];
     for (name, value) in required {
         std::fs::write(Path::new("/proc/sys/net").join(name), value)?;

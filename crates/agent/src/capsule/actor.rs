@@ -16,6 +16,7 @@ use crate::console;
 use crate::environment::Environment;
 use crate::error::CapsuleError;
 use crate::record::{CapsuleSpec, Phase, Record, VERSION};
+use crate::remains;
 use crate::traffic::Gate;
 
 /// How often the inactivity clock and the console's size are looked at.
@@ -34,7 +35,7 @@ pub(crate) enum Start {
     Remove(Box<Record>),
 }
 
-/// What a capsule holds on the host. The actor is its owner; [`Actor::release`] is the place where it goes.
+/// What a capsule holds on the host. The actor is its owner.
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     pub(super) slot: Option<Slot>,
@@ -90,11 +91,13 @@ impl Start {
             }),
         };
         let dir = env.config.capsules_dir().join(record.spec.id.to_string());
-        let actor =
+        let mut actor =
             Actor { env, capsule: capsule.clone(), dir, record, held: Resources::default(), state: sender };
         tokio::spawn(async move {
-            if actor.run(plan).await {
+            if let Some(last) = actor.run(plan).await {
+                // Whoever hears that it is gone does not find it any more.
                 done();
+                actor.state.send_replace(last);
             }
         });
         capsule
@@ -122,8 +125,8 @@ fn new_record(spec: CapsuleSpec) -> Record {
 }
 
 impl Actor {
-    /// Runs the capsule's whole life; whether it ended (as opposed to being left to the next agent).
-    async fn run(mut self, plan: Plan) -> bool {
+    /// Runs the capsule's whole life; its last state, or `None` where it is left to the next agent.
+    async fn run(&mut self, plan: Plan) -> Option<State> {
         let started = match plan {
             Plan::Boot => self.boot().await,
             Plan::Adopt => self.take_over().await,
@@ -134,7 +137,7 @@ impl Actor {
                 self.enter(Phase::Running, String::new(), None);
                 self.capsule.inner.gate.open();
                 match self.serve().await {
-                    End::Detached => return false,
+                    End::Detached => return None,
                     End::Asked => (String::new(), None),
                     End::Idle => ("ttl_expired".to_owned(), None),
                     End::Died(how) => (how, None),
@@ -147,8 +150,7 @@ impl Actor {
                 (failure.chain(), Some(Arc::new(failure)))
             }
         };
-        self.end(reason, failure).await;
-        true
+        Some(self.end(reason, failure).await)
     }
 
     /// Publishes a phase. The record is written first, so that no report is ahead of what a crash would leave.
@@ -211,8 +213,8 @@ impl Actor {
         }
     }
 
-    /// Gives everything back and says so.
-    async fn end(&mut self, reason: String, failure: Option<Arc<CapsuleError>>) {
+    /// Gives everything back.
+    async fn end(&mut self, reason: String, failure: Option<Arc<CapsuleError>>) -> State {
         self.capsule.inner.gate.cut();
         if self.dir.exists() {
             self.enter(Phase::Stopping, reason.clone(), failure.clone());
@@ -225,36 +227,19 @@ impl Actor {
         }
         let generation = self.record.generation + 1;
         info!(capsule = %self.capsule.id(), reason, "capsule removed");
-        self.state.send_replace(State { phase: Phase::Stopped, generation, reason, guest: None, failure });
+        State { phase: Phase::Stopped, generation, reason, guest: None, failure }
     }
 
-    /// The one place where a capsule's resources go, in the reverse of the order in which they came. Each step may
-    /// be repeated.
+    /// Gives back what the actor holds, then whatever else the record knows of. Each step may be repeated.
     async fn release(&mut self) -> anyhow::Result<()> {
         if let Some(machine) = &self.held.machine {
             machine.kill().await?;
             self.held.machine = None;
-            self.record.machine = None;
-        }
-        if let Some(left) = &self.record.machine {
-            self.env.vmm.discard(left).await?;
-            self.record.machine = None;
         }
         if let Some(slot) = self.held.slot.take() {
             slot.release().await?;
-            self.record.slot = None;
         }
-        if let Some(index) = self.record.slot {
-            self.env.network.remove(index).await?;
-            self.record.slot = None;
-        }
-        let dir = self.dir.clone();
-        tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&dir) {
-            Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => Err(failure),
-            _ => Ok(()),
-        })
-        .await??;
-        Ok(())
+        remains::remove(&*self.env.vmm, &self.env.network, &mut self.record, &self.dir).await
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Definition {
     pub(super) size_mb: u32,
     pub(super) packages: Vec<String>,
     pub(super) default_user: String,
+    /// Ordinary users, each with a home, bash and membership of `sudo`.
+    pub(super) users: Vec<String>,
     /// Variables of every process.
     pub(super) env: BTreeMap<String, String>,
     /// Directories to empty.

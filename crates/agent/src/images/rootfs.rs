@@ -79,6 +79,11 @@ fn bootstrap(
         .args(["--variant=minbase", "--mode=root", "--format=directory"])
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""])
         .arg(format!("--include={}", definition.packages.join(",")))
+        .args(definition.users.iter().map(|user| {
+            format!(
+                "--customize-hook=chroot \"$1\" useradd --create-home --shell /bin/bash --groups sudo {user}"
+            )
+        }))
         .arg(&definition.suite)
         .arg(root)
         .args(sources(&definition.suite, mirror.unwrap_or(DEFAULT_MIRROR)));

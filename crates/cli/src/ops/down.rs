@@ -45,7 +45,7 @@ pub async fn run(settings: &Settings, args: &DownArgs) -> anyhow::Result<u8> {
     }
     let left = running_capsules(dir);
     if args.destroy_capsules {
-        let removed = destroy_all(settings).await?;
+        let removed = wrenn_agent::remains::remove_all(&roles::agent_config(settings, None)?).await?;
         println!("Removed {removed} capsule(s).");
     } else if left > 0 {
         println!(
@@ -53,17 +53,6 @@ pub async fn run(settings: &Settings, args: &DownArgs) -> anyhow::Result<u8> {
         );
     }
     Ok(0)
-}
-
-/// Removes every capsule of the data directory, without an agent.
-async fn destroy_all(settings: &Settings) -> anyhow::Result<usize> {
-    let manager = wrenn_agent::open(roles::agent_config(settings, None)?).await?;
-    wrenn_agent::recovery::recover(&manager).await?;
-    let capsules = manager.all();
-    for capsule in &capsules {
-        capsule.destroy().await;
-    }
-    Ok(capsules.len())
 }
 
 /// How many capsules of a data directory have a live VMM.

@@ -19,9 +19,10 @@ use tokio::net::TcpStream;
 use tower::Service;
 use wrenn_core::{CapsuleId, HostId};
 use wrenn_protocol::agent::AgentServiceClient;
+use wrenn_protocol::identity;
 use wrenn_protocol::tunnel::{self, TunnelError};
 
-use crate::pki::{ControlIdentity, Pki, PkiError, host_name};
+use crate::pki::{ControlIdentity, Pki, PkiError};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -129,7 +130,7 @@ impl HostTransport {
             .pool_idle_timeout(POOL_IDLE)
             .http1_max_buf_size(READ_BUFFER)
             .build(HostConnector { inner });
-        Self { client, base: format!("https://{}", host_name(host)).into() }
+        Self { client, base: format!("https://{}", identity::host_name(host)).into() }
     }
 
     /// The agent's own service.
