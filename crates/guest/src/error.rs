@@ -4,7 +4,7 @@ use connectrpc::{ConnectError, ErrorCode};
 use http::{HeaderValue, StatusCode};
 use rustix::io::Errno;
 use thiserror::Error;
-use wrenn_protocol::guest::{SPAWN_ERROR_HEADER, SpawnError};
+use wrenn_protocol::guest::{GuestError, SPAWN_ERROR_HEADER, SpawnError};
 
 use crate::accounts::UnknownUser;
 
@@ -109,6 +109,11 @@ impl Error {
             Kind::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// The body of a plain HTTP answer.
+    pub(crate) fn body(&self) -> GuestError {
+        GuestError { code: self.status().as_u16(), message: self.message.clone() }
     }
 
     fn code(&self) -> ErrorCode {

@@ -19,6 +19,7 @@ use crate::auth;
 use crate::config::Config;
 use crate::filesystem::Files;
 use crate::http;
+use crate::http::bulk::Bulk;
 use crate::process::Processes;
 use crate::reaper::Reaper;
 use crate::settings::Settings;
@@ -65,11 +66,11 @@ pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
     let address = SocketAddr::new(config.address, config.port);
     let processes = Arc::new(Processes::new(reaper, settings.clone()));
     let served = runtime.block_on(async {
-        let app = app(settings, Arc::clone(&processes));
+        let app = app(settings.clone(), Arc::clone(&processes));
         let listener = listen(address).map_err(|source| ServerError::Listen { address, source })?;
         announce(&listener, address);
         tokio::select! {
-            () = accept(&listener, &app) => {}
+            () = accept(&listener, &app, &settings) => {}
             () = told_to_stop() => {}
         }
         Ok(())
@@ -101,12 +102,13 @@ fn app(settings: Settings, processes: Arc<Processes>) -> Router {
         .layer(axum::middleware::from_fn_with_state(settings, auth::guard))
 }
 
-async fn accept(listener: &TcpListener, app: &Router) {
+async fn accept(listener: &TcpListener, app: &Router, settings: &Settings) {
     let builder = builder();
+    let bulk = Bulk::new(settings.clone(), IDLE);
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                tokio::spawn(serve(stream, app.clone(), builder.clone()));
+                tokio::spawn(serve(stream, bulk.clone(), app.clone(), builder.clone()));
             }
             // Out of descriptors, most likely: those in use will be freed.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -121,9 +123,11 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn serve(stream: TcpStream, app: Router, builder: auto::Builder<TokioExecutor>) {
+async fn serve(stream: TcpStream, bulk: Bulk, app: Router, builder: auto::Builder<TokioExecutor>) {
     // Output comes in small pieces that somebody waits for.
     let _ = stream.set_nodelay(true);
+    // Whole files first; whatever else comes, and all that follows it, is for the HTTP library.
+    let Some(stream) = bulk.serve(stream).await else { return };
     let connection = builder
         .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app))
         .into_owned();

@@ -359,3 +359,41 @@ async fn a_port_inside_is_reached_through_an_upgrade() {
     assert!(dial(port, "wrong").1.starts_with("HTTP/1.1 401"));
     assert!(dial(0, "t").1.starts_with("HTTP/1.1 400"));
 }
+
+#[tokio::test]
+async fn one_connection_serves_files_and_calls_in_any_order() {
+    let daemon = Daemon::start();
+    let directory = tempfile::tempdir().unwrap();
+    let (port, target) = (daemon.port, files(&directory.path().join("file")));
+    let talk = move || {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let chunked = "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n";
+        let post = format!("POST {target} HTTP/1.1\r\nhost: x\r\ncontent-type: {OCTETS}\r\n{chunked}");
+        assert!(exchange(&mut connection, &post).0.starts_with("HTTP/1.1 200"));
+        let get = format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert_eq!(exchange(&mut connection, &get).1, "hello world");
+        let missing = get.replace("file HTTP", "none HTTP");
+        assert!(exchange(&mut connection, &missing).0.starts_with("HTTP/1.1 404"));
+        let envs = "GET /envs HTTP/1.1\r\nhost: x\r\n\r\n";
+        assert_eq!(exchange(&mut connection, envs).1, "{}");
+        assert_eq!(exchange(&mut connection, &get).1, "hello world");
+        assert!(exchange(&mut connection, &post).0.starts_with("HTTP/1.1 200"));
+    };
+    tokio::task::spawn_blocking(talk).await.unwrap();
+}
+
+/// Sends one request and reads one answer of known length: its head and its body.
+fn exchange(connection: &mut std::net::TcpStream, request: &str) -> (String, String) {
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase().replace("http/", "HTTP/");
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    connection.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use futures::stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -32,6 +32,17 @@ struct Source {
     etag: String,
 }
 
+/// Bytes of an open file.
+#[derive(Debug)]
+pub(super) struct Span {
+    /// The file.
+    pub(super) file: File,
+    /// Where the bytes begin.
+    pub(super) start: u64,
+    /// How many they are.
+    pub(super) length: u64,
+}
+
 /// What part of a file is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -46,35 +57,46 @@ pub(super) async fn download(
     Query(query): Query<FilesQuery>,
     headers: HeaderMap,
 ) -> Result<Response> {
+    let prepared = tokio::task::spawn_blocking(move || prepare(&settings, &query, &headers))
+        .await
+        .map_err(|e| Error::new(Kind::Internal, format!("the opening was interrupted: {e}")))??;
+    Ok(prepared.map(|span| span.map_or_else(Body::empty, send)))
+}
+
+/// The answer to a request for a file, with the bytes still in the file. Blocks.
+pub(super) fn prepare(
+    settings: &Settings,
+    query: &FilesQuery,
+    headers: &HeaderMap,
+) -> Result<http::Response<Option<Span>>> {
     let values = settings.get();
-    let user = query.authorise("read", &values, &headers)?;
+    let user = query.authorise("read", &values, headers)?;
     let given = query.path.as_deref().filter(|path| !path.is_empty());
     let given = given.ok_or_else(|| Error::invalid("the query names no path to read"))?;
     let path = paths::resolve(given, &user, values.default_workdir.as_deref())?;
-    let opened = path.clone();
-    let source = tokio::task::spawn_blocking(move || open(&opened))
-        .await
-        .map_err(|e| Error::new(Kind::Internal, format!("the opening was interrupted: {e}")))??;
-    Ok(answer(source, &path, &headers))
+    let source = open(&path)?;
+    Ok(answer(source, &path, headers))
 }
 
-fn answer(source: Source, path: &str, headers: &HeaderMap) -> Response {
-    let mut response = match wanted(&source, headers) {
-        None => StatusCode::NOT_MODIFIED.into_response(),
+fn answer(source: Source, path: &str, headers: &HeaderMap) -> http::Response<Option<Span>> {
+    let size = source.size;
+    let (status, range, span) = match wanted(&source, headers) {
+        None => (StatusCode::NOT_MODIFIED, None, None),
         Some(Part::Impossible) => {
-            let range = [(header::CONTENT_RANGE, format!("bytes */{}", source.size))];
-            (StatusCode::RANGE_NOT_SATISFIABLE, range).into_response()
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some(format!("bytes */{size}")), Some((0, 0)))
         }
-        Some(Part::Whole) => {
-            let length = [(header::CONTENT_LENGTH, source.size.to_string())];
-            (length, send(source.file, 0, source.size)).into_response()
-        }
+        Some(Part::Whole) => (StatusCode::OK, None, Some((0, size))),
         Some(Part::Range { start, length }) => {
-            let range = format!("bytes {start}-{}/{}", start + length - 1, source.size);
-            let headers = [(header::CONTENT_RANGE, range), (header::CONTENT_LENGTH, length.to_string())];
-            (StatusCode::PARTIAL_CONTENT, headers, send(source.file, start, length)).into_response()
+            let range = format!("bytes {start}-{}/{size}", start + length - 1);
+            (StatusCode::PARTIAL_CONTENT, Some(range), Some((start, length)))
         }
     };
+    let mut response = http::Response::new(None);
+    *response.status_mut() = status;
+    if let Some((start, length)) = span {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        *response.body_mut() = Some(Span { file: source.file, start, length });
+    }
     let name = utf8_percent_encode(paths::name(path), NON_ALPHANUMERIC);
     let fixed = response.headers_mut();
     fixed.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -83,8 +105,9 @@ fn answer(source: Source, path: &str, headers: &HeaderMap) -> Response {
     for (field, text) in [
         (header::CONTENT_DISPOSITION, format!("inline; filename*=utf-8''{name}")),
         (header::ETAG, source.etag),
+        (header::CONTENT_RANGE, range.unwrap_or_default()),
     ] {
-        if let Ok(value) = HeaderValue::try_from(text) {
+        if let Some(value) = HeaderValue::try_from(text).ok().filter(|value| !value.is_empty()) {
             fixed.insert(field, value);
         }
     }
@@ -138,7 +161,7 @@ fn part(range: &str, size: u64) -> Part {
 
 /// A body read by one blocking thread, a chunk ahead of the network. A file that shrinks meanwhile breaks the
 /// connection, for the promised length cannot be kept.
-fn send(file: File, start: u64, length: u64) -> Body {
+fn send(Span { file, start, length }: Span) -> Body {
     if length == 0 {
         return Body::empty();
     }

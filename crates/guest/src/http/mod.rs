@@ -1,5 +1,7 @@
 //! Plain HTTP: health, configuration by the host, figures, files, and the way to ports inside.
 
+mod body;
+pub(crate) mod bulk;
 mod configure;
 mod download;
 mod metrics;
@@ -13,7 +15,6 @@ use axum::routing::get;
 use axum::{Json, Router};
 use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
-use wrenn_protocol::guest::GuestError;
 
 use crate::accounts::User;
 use crate::auth::{self, Signature};
@@ -43,8 +44,7 @@ async fn envs(State(settings): State<Settings>) -> Response {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let status = self.status();
-        (status, Json(GuestError { code: status.as_u16(), message: self.to_string() })).into_response()
+        (self.status(), Json(self.body())).into_response()
     }
 }
 

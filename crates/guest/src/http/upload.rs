@@ -42,12 +42,9 @@ pub(super) async fn upload(
     Query(query): Query<FilesQuery>,
     request: Request,
 ) -> Result<Json<Vec<UploadedFile>>> {
-    let values = settings.get();
     let headers = request.headers().clone();
-    let user = query.authorise("write", &values, &headers)?;
-    let metadata = metadata(&headers)?;
+    let plan = Plan::new(&settings, query, &headers)?;
     let gzip = is_gzip(&headers)?;
-    let plan = Plan { user, values, metadata, path: query.path.filter(|path| !path.is_empty()) };
     match content_type(&headers).as_str() {
         "application/octet-stream" => plan.single(request.into_body(), gzip).await.map(Json),
         "multipart/form-data" if gzip => Err(Error::invalid("multipart bodies cannot be compressed")),
@@ -58,7 +55,9 @@ pub(super) async fn upload(
     }
 }
 
-struct Plan {
+/// What a request for uploading says about every file in it.
+#[derive(Debug)]
+pub(super) struct Plan {
     user: User,
     values: Arc<Values>,
     metadata: BTreeMap<String, String>,
@@ -66,10 +65,22 @@ struct Plan {
 }
 
 impl Plan {
+    /// Checks the right to write, and reads what belongs to every file.
+    pub(super) fn new(settings: &Settings, query: FilesQuery, headers: &HeaderMap) -> Result<Self> {
+        let values = settings.get();
+        let user = query.authorise("write", &values, headers)?;
+        let metadata = metadata(headers)?;
+        Ok(Self { user, values, metadata, path: query.path.filter(|path| !path.is_empty()) })
+    }
+
+    /// Where the body goes if it is one file.
+    pub(super) fn only_target(&self, gzip: bool) -> Result<Target> {
+        let path = self.path.as_deref();
+        self.target(path.ok_or_else(|| Error::invalid("the query names no path to write to"))?, gzip)
+    }
+
     async fn single(self, body: Body, gzip: bool) -> Result<Vec<UploadedFile>> {
-        let path =
-            self.path.as_deref().ok_or_else(|| Error::invalid("the query names no path to write to"))?;
-        let target = self.target(path, gzip)?;
+        let target = self.only_target(gzip)?;
         let mut body = body.into_data_stream();
         let result = write(target, &mut body).await;
         if result.is_err() {
@@ -152,12 +163,13 @@ async fn drain<E>(mut rest: impl Stream<Item = Result<Bytes, E>> + Unpin) {
 }
 
 /// The media type without parameters, lower case.
-fn content_type(headers: &HeaderMap) -> String {
+pub(super) fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     value.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
-fn is_gzip(headers: &HeaderMap) -> Result<bool> {
+/// Whether the body is gzip; other codings are refused.
+pub(super) fn is_gzip(headers: &HeaderMap) -> Result<bool> {
     match headers.get(header::CONTENT_ENCODING).map(http::HeaderValue::as_bytes) {
         None | Some(b"" | b"identity") => Ok(false),
         Some(b"gzip") => Ok(true),

@@ -34,12 +34,16 @@ pub(super) fn signal(reaper: &Reaper, leader: i32, signal: Signal) {
 }
 
 fn signal_family(leader: i32, signal: Signal) {
+    // A signalled process may live on for a moment, and be nobody's descendant any more because its parent went first.
+    let mut signalled = HashSet::new();
     for _ in 0..ROUNDS {
-        let family = family(&processes(), leader);
-        for pid in &family {
-            send(*pid, signal);
+        let processes = processes();
+        for pid in family(&processes, leader) {
+            send(pid, signal);
+            signalled.insert(pid);
         }
-        if family.is_empty() || signal != Signal::KILL {
+        let all_dead = !processes.iter().any(|p| !p.zombie && signalled.contains(&p.pid));
+        if all_dead || signal != Signal::KILL {
             break;
         }
         std::thread::sleep(ROUND);
