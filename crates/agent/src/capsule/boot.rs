@@ -23,8 +23,8 @@ const ENTROPY_BYTES: usize = 64;
 const TB_SIZE_MB: u32 = 64;
 /// File name of the capsule's disk in its directory.
 pub(crate) const DISK_FILE: &str = "disk.qcow2";
-/// Lines of console that a failed boot reports.
-const CONSOLE_LINES: usize = 12;
+/// Lines of console that a failed boot reports: a kernel's panic with its trace takes about 25.
+const CONSOLE_LINES: usize = 40;
 
 impl Actor {
     /// Boots the capsule from its template.
