@@ -50,4 +50,4 @@ lint: ## Formatting, clippy, licences and advisories
 
 .PHONY: sqlx
 sqlx: ## Regenerate the checked queries of the control plane
-	@scripts/sqlx-prepare.sh
+	@crates/control/scripts/sqlx-prepare.sh

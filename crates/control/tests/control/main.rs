@@ -6,6 +6,7 @@
     unreachable_pub,
     reason = "handlers of the acted-out services name their types, and a test binary has no outside"
 )]
+#![expect(clippy::unwrap_used, reason = "a failed step of a test's set-up fails the test")]
 
 mod auth;
 mod capsules;
