@@ -41,8 +41,10 @@ pub(crate) fn choose(hosts: &[HostLoad], shape: Shape, reserve: Reserve) -> Opti
 /// `None` where the host has no room.
 #[expect(clippy::cast_precision_loss, reason = "sizes of machines are far below 2^52")]
 fn score(host: &HostLoad, shape: Shape, reserve: Reserve) -> Option<f64> {
-    let memory = (host.memory_mb - reserve.memory_mb) as f64;
-    let disk = host.disk_gb as f64 * 1024.0 - reserve.disk_mb as f64;
+    // A machine smaller than twice the reserve keeps back half of itself, else a laptop would take no capsule at all.
+    let disk_mb = host.disk_gb * 1024;
+    let memory = (host.memory_mb - reserve.memory_mb.min(host.memory_mb / 2)) as f64;
+    let disk = (disk_mb - reserve.disk_mb.min(disk_mb / 2)) as f64;
     let cpu = host.cpu_cores as f64 * CPU_OVERCOMMIT - reserve.cpus;
     let free_memory = memory - host.used_memory_mb as f64 - host.paused_memory_mb as f64 * PAUSED_MEMORY;
     let free_disk = disk - host.used_disk_mb as f64 - host.paused_disk_mb as f64 * PAUSED_DISK;
@@ -83,14 +85,25 @@ mod tests {
     #[test]
     fn nothing_fits_nowhere() {
         assert_eq!(chosen(&[]), None);
-        assert_eq!(chosen(&[host(8, 8192 + 511, 100)]), None);
-        assert_eq!(chosen(&[host(8, 64_000, 34)]), None);
+        assert_eq!(chosen(&[host(8, 1021, 100)]), None);
+        assert_eq!(chosen(&[host(8, 64_000, 9)]), None);
     }
 
     #[test]
     fn the_reserve_is_kept_to_the_last_mebibyte() {
-        let exact = host(8, 8192 + 512, 100);
+        let mut exact = host(8, 24_000, 100);
+        exact.used_memory_mb = 24_000 - 8192 - 512;
         assert_eq!(chosen(&[exact]), Some(exact.host));
+        exact.used_memory_mb += 1;
+        assert_eq!(chosen(&[exact]), None);
+    }
+
+    #[test]
+    fn a_small_machine_keeps_back_half_of_itself() {
+        let mut laptop = host(4, 8000, 50);
+        assert_eq!(chosen(&[laptop]), Some(laptop.host));
+        laptop.used_memory_mb = 3500;
+        assert_eq!(chosen(&[laptop]), None);
     }
 
     #[test]
@@ -110,7 +123,8 @@ mod tests {
 
     #[test]
     fn paused_capsules_count_half_of_their_memory() {
-        let mut paused = host(8, 8192 + 1024, 200);
+        let mut paused = host(8, 24_000, 200);
+        paused.used_memory_mb = 24_000 - 8192 - 1024;
         paused.paused_memory_mb = 1024;
         assert_eq!(chosen(&[paused]), Some(paused.host));
         paused.paused_memory_mb = 1026;
@@ -123,8 +137,8 @@ mod tests {
             let mut one = host(4, memory, disk);
             one.used_memory_mb = used;
             if chosen(&[one]).is_some() {
-                prop_assert!(memory - 8192 - used >= 512);
-                prop_assert!(disk * 1024 - 30_720 >= 5120);
+                prop_assert!(memory - 8192.min(memory / 2) - used >= 512);
+                prop_assert!(disk * 1024 - 30_720.min(disk * 512) >= 5120);
             }
         }
     }
