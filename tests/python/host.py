@@ -2,29 +2,49 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+CGROUP_ROOTS = [Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")]
 WRENN_DIR = Path(os.environ.get("WRENN_DIR", "/var/lib/wrenn"))
 
 
 def holdings() -> dict[str, set]:
-    """Everything that capsules hold on this machine, by kind."""
+    """Everything that capsules of this installation hold on the machine, by kind."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+    loops = subprocess.run(["losetup", "-ln", "-O", "NAME"], capture_output=True, text=True, check=True).stdout
+    foreign = foreign_slots()
+    devices = {line.split(": ")[1].split("@")[0] for line in links.splitlines()}
     return {
-        "namespaces": names("/run/netns", "wrenn-"),
-        "slots": names("/run/wrenn/slots", ""),
-        "links": {word.split("@")[0] for line in links.splitlines() if (word := line.split(": ")[1]).startswith("wrenn-")},
-        "routes": {line for line in routes.splitlines() if line.startswith("10.11.")},
+        "namespaces": names("/run/netns", "wrenn-") - {f"wrenn-{slot}" for slot in foreign},
+        "slots": names("/run/wrenn/slots", "") - foreign,
+        "links": {name for name in devices if name.startswith("wrenn-")} - {f"wrenn-{slot}" for slot in foreign},
+        "routes": {line for line in routes.splitlines() if line.startswith("10.11.") and not foreign & set(re.findall(r"wrenn-(\d+)", line))},
         "processes": {pid for pid, _ in vmms()},
-        "loop devices": set(subprocess.run(["losetup", "-ln", "-O", "NAME"], capture_output=True, text=True).stdout.split()),
-        "cgroups": {str(p) for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") for p in Path(root).glob("wrenn/*/cl-*")}
-        | {str(p) for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") for p in Path(root).glob("wrenn/cl-*")},
+        "loop devices": set(loops.split()),
+        "cgroups": {str(path) for root in CGROUP_ROOTS for path in root.glob(f"wrenn-{installation()}/*/")},
         "directories": names(WRENN_DIR / "capsules", ""),
     }
+
+
+def foreign_slots() -> set[str]:
+    """Slots that other installations on this machine have claimed."""
+    found = set()
+    for claim in Path("/run/wrenn/slots").glob("[0-9]*"):
+        try:
+            if json.loads(claim.read_text())["owner"] != installation():
+                found.add(claim.name)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def installation() -> str:
+    return (WRENN_DIR / "installation-id").read_text().strip()
 
 
 def names(directory, prefix: str) -> set[str]:
@@ -33,17 +53,24 @@ def names(directory, prefix: str) -> set[str]:
 
 
 def vmms() -> list[tuple[int, str]]:
-    """Process id and command line of every VMM."""
+    """Process id and command line of every VMM of this installation."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                own = f"wrenn-{installation()}" in (entry / "cgroup").read_text()
             except OSError:
                 continue
-            if line.split(" ")[0].endswith("qemu-system-x86_64"):
+            if own and line.split(" ")[0].endswith("qemu-system-x86_64"):
                 found.append((int(entry.name), line))
     return found
+
+
+def vmm_of(capsule_id: str) -> int:
+    """Process id of a capsule's VMM."""
+    (pid,) = [pid for pid, line in vmms() if capsule_id in line]
+    return pid
 
 
 def settled(before: dict[str, set], patience: float = 30) -> dict[str, set]:

@@ -78,9 +78,8 @@ def test_a_guest_that_panics_is_noticed_and_removed(nothing_leaks):
 
 
 def test_a_vmm_that_is_killed_is_noticed_and_removed(nothing_leaks):
-    before = {pid for pid, _ in host.vmms()}
     made = Capsule(wait=True)
-    (pid,) = {pid for pid, _ in host.vmms()} - before
+    pid = host.vmm_of(made.capsule_id)
     os.kill(pid, signal.SIGKILL)
     assert gone(made.capsule_id) == "stopped"
 
@@ -153,9 +152,8 @@ def test_capsules_outlive_their_agent():
 
 
 def test_an_agent_that_dies_with_its_vms_is_cleaned_up_after(nothing_leaks):
-    before = {pid for pid, _ in host.vmms()}
     made = Capsule(wait=True)
-    (pid,) = {pid for pid, _ in host.vmms()} - before
+    pid = host.vmm_of(made.capsule_id)
     agent = host.child("agent")
     os.kill(agent, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)

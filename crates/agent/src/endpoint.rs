@@ -48,6 +48,9 @@ pub struct Endpoint {
     addr: SocketAddr,
     token: HeaderValue,
     client: Client<HttpConnector, Body>,
+    /// Keeps no connection: the daemon moves a whole file past its HTTP library where the file is a connection's first
+    /// request.
+    bulk: Client<HttpConnector, Body>,
 }
 
 impl Endpoint {
@@ -56,14 +59,12 @@ impl Endpoint {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .http1_max_buf_size(512 * 1024)
-            .build(connector);
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(512 * 1024);
+        let client = builder.pool_max_idle_per_host(IDLE_CONNECTIONS).build(connector.clone());
+        let bulk = builder.pool_max_idle_per_host(0).build(connector);
         let token = HeaderValue::from_str(token).unwrap_or_else(|_| HeaderValue::from_static(""));
-        Self { addr: SocketAddr::from((addr, GUEST_PORT)), token, client }
+        Self { addr: SocketAddr::from((addr, GUEST_PORT)), token, client, bulk }
     }
 
     /// The URI of `path_and_query` on the daemon.
@@ -80,7 +81,8 @@ impl Endpoint {
     /// [`EndpointError::Unreachable`] where no answer's head arrived.
     pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, EndpointError> {
         request.headers_mut().insert(ACCESS_TOKEN_HEADER, self.token.clone());
-        self.client.request(request).await.map_err(|error| EndpointError::Unreachable(chain(&error)))
+        let client = if request.uri().path() == "/files" { &self.bulk } else { &self.client };
+        client.request(request).await.map_err(|error| EndpointError::Unreachable(chain(&error)))
     }
 
     /// Resolves when the daemon answers its health check; never gives up, so put a limit around it.

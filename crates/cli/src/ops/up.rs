@@ -26,8 +26,9 @@ use super::children::Role;
 use super::doctor;
 use super::postgres::{Cluster, Server};
 use super::process::{DirLock, ProcessId, RunFile};
+use super::roles;
 use super::secrets::Secrets;
-use crate::config::Settings;
+use crate::config::{Settings, Source};
 use crate::context::{self, local_url};
 
 /// How often children are looked after.
@@ -36,6 +37,9 @@ const TEND: Duration = Duration::from_millis(50);
 const READY_LIMIT: Duration = Duration::from_secs(90);
 /// How long a role may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// How long create and destroy hold their answer on a machine that emulates its guests' CPUs, unless configured: a boot
+/// there takes seconds, and callers that do not poll expect a capsule that runs.
+const EMULATED_SETTLE: Duration = Duration::from_secs(20);
 /// File in the data directory that the CLI and shells read.
 const ENV_FILE: &str = "env";
 
@@ -68,7 +72,7 @@ pub async fn run(settings: &Settings, args: &UpArgs) -> anyhow::Result<u8> {
     }
     prepare_directory(&dir)?;
     let progress = |line: &str| eprintln!("==> {line}");
-    wrenn_agent::images::ensure_with_progress(&super::roles::agent_config(settings, None)?, &progress)
+    wrenn_agent::images::ensure_with_progress(&roles::agent_config(settings, None)?, &progress)
         .context("cannot make the base images")?;
     if args.detach { detach(&dir).await } else { supervise(settings, &dir, args.background).await }
 }
@@ -193,6 +197,10 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
     let mut env = settings.to_env();
     env.push(("DATABASE_URL".to_owned(), database_url));
     let mut control_env = env.clone();
+    if settings.settle_ms.source == Source::Default && is_emulated(settings) {
+        control_env.retain(|(name, _)| name != "WRENN_SETTLE_MS");
+        control_env.push(("WRENN_SETTLE_MS".to_owned(), EMULATED_SETTLE.as_millis().to_string()));
+    }
     control_env.push(("WRENN_JWT_SECRET".to_owned(), secrets.jwt_secret));
     let mut agent_env = env;
     agent_env.retain(|(name, _)| name != "DATABASE_URL");
@@ -203,6 +211,11 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
     let control = Role::start("control-plane", Vec::new(), control_env)?;
     let agent = Role::start("agent", Vec::new(), agent_env)?;
     Ok(Platform { store, cluster, control, agent })
+}
+
+fn is_emulated(settings: &Settings) -> bool {
+    let choice = roles::accelerator_choice(settings.accel.value);
+    wrenn_vmm::Accelerator::detect(choice).is_ok_and(|found| found == wrenn_vmm::Accelerator::Tcg)
 }
 
 /// Brings the schema up to date and makes what a first start needs: a team with a key, and a place for the local
