@@ -124,7 +124,8 @@ impl Error {
             Kind::Denied => ErrorCode::PermissionDenied,
             Kind::Precondition => ErrorCode::FailedPrecondition,
             Kind::Unauthenticated => ErrorCode::Unauthenticated,
-            Kind::NoSpace | Kind::TooMuch => ErrorCode::ResourceExhausted,
+            Kind::NoSpace => ErrorCode::ResourceExhausted,
+            Kind::TooMuch => ErrorCode::OutOfRange,
             Kind::Deadline => ErrorCode::DeadlineExceeded,
             Kind::Internal => ErrorCode::Internal,
         }

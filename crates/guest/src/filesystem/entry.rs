@@ -16,8 +16,10 @@ use crate::paths;
 /// Most bytes of attribute names that are looked through; the kernel's own limit.
 const XATTR_LIST_BYTES: usize = 65_536;
 
-/// Describes `path` without following a link at its end. `shown` is the path to report.
-pub(super) fn describe(path: &str, shown: &str, names: &Names) -> Result<EntryInfo> {
+/// Describes `path` without following a link at its end. `shown` is the path to report, which may be another where the
+/// real one is no text.
+pub(super) fn describe(path: impl AsRef<Path>, shown: &str, names: &Names) -> Result<EntryInfo> {
+    let path = path.as_ref();
     let metadata = std::fs::symlink_metadata(path).map_err(|e| Error::io(shown, &e))?;
     let is_symlink = metadata.file_type().is_symlink();
     let target = is_symlink.then(|| std::fs::metadata(path).ok()).flatten();
@@ -35,7 +37,7 @@ pub(super) fn describe(path: &str, shown: &str, names: &Names) -> Result<EntryIn
         modified_time: Some(modified(&metadata)).into(),
         symlink_target,
         metadata: if metadata.is_file() {
-            read_metadata(Path::new(path)).into_iter().collect()
+            read_metadata(path).into_iter().collect()
         } else {
             Default::default()
         },
@@ -54,7 +56,7 @@ fn kind(metadata: &std::fs::Metadata) -> FileType {
     }
 }
 
-fn resolved(path: &str, shown: &str) -> String {
+fn resolved(path: &Path, shown: &str) -> String {
     match std::fs::canonicalize(path) {
         Ok(target) => target.to_string_lossy().into_owned(),
         Err(_) => shown.to_owned(),
@@ -144,7 +146,7 @@ mod tests {
         std::fs::write(path("file"), "12345").unwrap();
         std::os::unix::fs::symlink("file", path("link")).unwrap();
         std::os::unix::fs::symlink("gone", path("broken")).unwrap();
-        let entry = |name: &str| describe(&path(name), &path(name), &Names::load()).unwrap();
+        let entry = |name: &str| describe(path(name), &path(name), &Names::load()).unwrap();
         let link = entry("link");
         assert_eq!(link.r#type.as_known(), Some(FileType::FILE_TYPE_FILE));
         assert_eq!(link.mode, 0o644);

@@ -1,5 +1,6 @@
 //! The calls on files themselves. All of them block, and are judged by the acting user's rights.
 
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -28,8 +29,8 @@ pub(super) fn list(root: &str, depth: u32) -> Result<Vec<EntryInfo>> {
         return Err(Error::invalid(format!("{root}: not a directory")));
     }
     let mut walk = Walk { names: Names::load(), entries: Vec::new() };
-    let children = sorted_names(root).map_err(|e| Error::io(root, &e))?;
-    walk.descend(root, children, depth.max(1))?;
+    let children = sorted_names(Path::new(root)).map_err(|e| Error::io(root, &e))?;
+    walk.descend(Path::new(root), root, children, depth.max(1))?;
     Ok(walk.entries)
 }
 
@@ -39,17 +40,19 @@ struct Walk {
 }
 
 impl Walk {
-    fn descend(&mut self, directory: &str, children: Vec<String>, depth: u32) -> Result<()> {
+    /// `shown` is what `directory` is called in the listing: messages carry text only, names may be any bytes.
+    fn descend(&mut self, directory: &Path, shown: &str, children: Vec<OsString>, depth: u32) -> Result<()> {
         for name in children {
-            let path = paths::join(directory, &name);
+            let path = directory.join(&name);
+            let shown = paths::join(shown, &name.to_string_lossy());
             // It may have vanished since the directory was read.
-            let Ok(entry) = describe(&path, &path, &self.names) else { continue };
+            let Ok(entry) = describe(&path, &shown, &self.names) else { continue };
             let into = depth > 1 && !entry.is_symlink && entry.permissions.starts_with('d');
             self.push(entry)?;
             if into {
                 // A directory that may not be read is shown without its content.
                 let children = sorted_names(&path).unwrap_or_default();
-                self.descend(&path, children, depth - 1)?;
+                self.descend(&path, &shown, children, depth - 1)?;
             }
         }
         Ok(())
@@ -65,9 +68,9 @@ impl Walk {
     }
 }
 
-fn sorted_names(directory: &str) -> std::io::Result<Vec<String>> {
-    let mut names: Vec<String> = fs::read_dir(directory)?
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+fn sorted_names(directory: &Path) -> std::io::Result<Vec<OsString>> {
+    let mut names: Vec<OsString> = fs::read_dir(directory)?
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
         .take(MAX_ENTRIES + 1)
         .collect();
     names.sort_unstable();
@@ -136,8 +139,9 @@ pub(super) fn rename(source: &str, destination: &str, user: &User) -> Result<Ent
 
 /// Removes a file, a link or a whole tree. What is not there is removed already.
 pub(super) fn remove(path: &str) -> Result<()> {
-    if path == "/" {
-        return Err(Error::invalid("/ cannot be removed"));
+    // As with `rm`: what `..` means is rarely what was meant, and above a directory of the first level it is the root.
+    if path == "/" || paths::name(path) == ".." {
+        return Err(Error::invalid(format!("{path} cannot be removed; name a file or directory")));
     }
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -211,7 +215,21 @@ mod tests {
         remove(&paths::join(&root, "b")).unwrap();
         remove(&paths::join(&root, "b")).unwrap();
         assert_eq!(listed(&root, 1), ["a", "z"]);
-        assert!(remove("/").is_err());
+        for all in ["/", "/..", "/tmp/..", "/.././.."] {
+            assert_eq!(remove(all).unwrap_err().kind(), Kind::Invalid, "{all}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_listed_all_the_same() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let (keep, root) = tree();
+        let odd = keep.path().join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+        fs::create_dir(&odd).unwrap();
+        fs::write(odd.join("inside"), "").unwrap();
+        let listed = listed(&root, 2);
+        assert!(listed.contains(&"odd\u{fffd}".to_owned()), "{listed:?}");
+        assert!(listed.contains(&"odd\u{fffd}/inside".to_owned()), "{listed:?}");
     }
 
     #[test]

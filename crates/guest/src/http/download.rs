@@ -1,8 +1,8 @@
 //! `GET /files`: the bytes of one regular file, all or a range.
 
 use std::fs::File;
-use std::io::{Read, Seek as _, SeekFrom};
-use std::os::fd::AsRawFd as _;
+use std::io::{self, Read, Seek as _, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd as _};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
@@ -10,7 +10,7 @@ use axum::response::Response;
 use futures::stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, Stat};
 use tokio::sync::mpsc;
 
 use super::FilesQuery;
@@ -24,6 +24,12 @@ const CHUNK: usize = 256 * 1024;
 
 /// Chunks read ahead of the network.
 const AHEAD: usize = 1;
+
+/// Most that a generated file may hold, bytes; its content is kept in memory.
+const MAX_GENERATED: u64 = 64 * 1024 * 1024;
+
+/// File systems whose files tell a size that is not that of their content, by their magic numbers: proc and sysfs.
+const GENERATED: [u64; 2] = [0x9fa0, 0x6265_6572];
 
 /// A file that was found fit to be read.
 struct Source {
@@ -120,10 +126,41 @@ fn open(path: &str) -> Result<Source> {
     let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let stat = must_be_file(&found, path)?;
     let same = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let file = rustix::fs::open(same, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(same, flags, Mode::empty()).map_err(failed)?);
+    let (file, size) = if is_generated(&found, &stat) {
+        generate(file, path)?
+    } else {
+        (file, u64::try_from(stat.st_size).unwrap_or(0))
+    };
     let etag = format!("\"{:x}-{:x}-{size:x}\"", stat.st_mtime, stat.st_mtime_nsec);
-    Ok(Source { file: file.into(), size, etag })
+    Ok(Source { file, size, etag })
+}
+
+/// Whether the kernel makes up the content when it is read. Such files are empty by their size, or lie about it.
+fn is_generated(found: impl AsFd, stat: &Stat) -> bool {
+    stat.st_size == 0
+        || rustix::fs::fstatfs(found)
+            .is_ok_and(|system| u64::try_from(system.f_type).is_ok_and(|magic| GENERATED.contains(&magic)))
+}
+
+/// Reads a generated file at once, for only then its size is known: the content in a file without a name.
+fn generate(file: File, path: &str) -> Result<(File, u64)> {
+    let content = rustix::fs::memfd_create("content", MemfdFlags::CLOEXEC);
+    let mut content = File::from(content.map_err(|errno| Error::path(path, errno))?);
+    let copied = io::copy(&mut file.take(MAX_GENERATED + 1), &mut content);
+    let size = match copied.and_then(|_| content.stream_position()) {
+        // A log that says more only later.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => content.stream_position(),
+        size => size,
+    }
+    .and_then(|size| content.rewind().map(|()| size))
+    .map_err(|error| Error::io(path, &error))?;
+    if size > MAX_GENERATED {
+        let most = MAX_GENERATED / (1024 * 1024);
+        return Err(Error::new(Kind::TooMuch, format!("{path}: more than {most} MiB are generated here")));
+    }
+    Ok((content, size))
 }
 
 /// `None` when the client has this very content already.
@@ -168,12 +205,12 @@ fn send(Span { file, start, length }: Span) -> Body {
     let (sender, receiver) = mpsc::channel(AHEAD);
     tokio::task::spawn_blocking(move || read(file, start, length, &sender));
     Body::from_stream(stream::unfold(receiver, |mut receiver| async {
-        let chunk: std::io::Result<Bytes> = receiver.recv().await?;
+        let chunk: io::Result<Bytes> = receiver.recv().await?;
         Some((chunk, receiver))
     }))
 }
 
-fn read(mut file: File, start: u64, length: u64, chunks: &mpsc::Sender<std::io::Result<Bytes>>) {
+fn read(mut file: File, start: u64, length: u64, chunks: &mpsc::Sender<io::Result<Bytes>>) {
     if start > 0
         && let Err(error) = file.seek(SeekFrom::Start(start))
     {
@@ -193,11 +230,11 @@ fn read(mut file: File, start: u64, length: u64, chunks: &mpsc::Sender<std::io::
     }
 }
 
-fn read_chunk(file: &mut File, wanted: u64) -> std::io::Result<Bytes> {
+fn read_chunk(file: &mut File, wanted: u64) -> io::Result<Bytes> {
     let mut chunk = Vec::with_capacity(usize::try_from(wanted).unwrap_or(CHUNK));
     file.take(wanted).read_to_end(&mut chunk)?;
     if (chunk.len() as u64) < wanted {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(chunk.into())
 }
@@ -205,6 +242,20 @@ fn read_chunk(file: &mut File, wanted: u64) -> std::io::Result<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generated_files_are_read_although_they_seem_empty() {
+        let mut source = open("/proc/version").unwrap();
+        let mut text = String::new();
+        source.file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, std::fs::read_to_string("/proc/version").unwrap());
+        assert_eq!(source.size, text.len() as u64);
+        let found = std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled");
+        if let Ok(content) = found {
+            let source = open("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
+            assert_eq!(source.size, content.len() as u64);
+        }
+    }
 
     #[test]
     fn ranges_are_read_as_http_defines_them() {
