@@ -15,6 +15,8 @@ use crate::state::App;
 /// Exit codes that a shell gives where a command cannot be run.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
+/// Longest time limit that is counted in full: ten years. Beyond some such limit the clock's own arithmetic ends.
+pub(crate) const MAX_TIMEOUT_SEC: u64 = 315_360_000;
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end of a stream may follow its last event.
 const TRAIL: Duration = Duration::from_secs(1);

@@ -18,7 +18,7 @@ use super::ApiError;
 use super::docs::Failures;
 use super::extract::{InCapsule, InProcess, Json, Parameters};
 use crate::auth::Caller;
-use crate::exec::{Finished, background, foreground};
+use crate::exec::{Finished, MAX_TIMEOUT_SEC, background, foreground};
 use crate::guest::{Command, Selector, failure};
 use crate::state::App;
 use crate::{capsules, secret};
@@ -92,7 +92,7 @@ pub(super) async fn exec(
         return Ok((StatusCode::ACCEPTED, axum::Json(started)).into_response());
     }
     command.tag = None;
-    let finished = foreground(&app, &guest, command, Duration::from_secs(limit)).await?;
+    let finished = foreground(&app, &guest, command, Duration::from_secs(limit.min(MAX_TIMEOUT_SEC))).await?;
     Ok(axum::Json(result(id, cmd, finished)).into_response())
 }
 
@@ -102,14 +102,9 @@ fn command(body: Exec) -> Result<Command, ApiError> {
     let args = body.args.unwrap_or_default();
     let envs = body.envs.unwrap_or_default();
     let cwd = text(body.cwd);
-    let strings = args.iter().chain(envs.keys()).chain(envs.values()).chain(&cwd).chain([&cmd]);
-    if strings.into_iter().any(|text| text.contains('\0')) {
-        return Err(ApiError::invalid("cmd, args, envs and cwd must not contain NUL characters"));
-    }
-    if envs.keys().any(|key| key.is_empty() || key.contains('=')) {
-        return Err(ApiError::invalid("the names in envs must not be empty or contain ="));
-    }
-    Ok(Command { cmd, args, envs, cwd, tag: text(body.tag), ..Command::default() })
+    let command = Command { cmd, args, envs, cwd, tag: text(body.tag), ..Command::default() };
+    command.check().map_err(ApiError::invalid)?;
+    Ok(command)
 }
 
 fn result(id: CapsuleId, cmd: String, finished: Finished) -> ExecResult {

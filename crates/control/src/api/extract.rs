@@ -1,15 +1,17 @@
 //! What handlers take out of a request, with refusals in the API's own form.
 
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use http::StatusCode;
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 use wrenn_core::CapsuleId;
 
 use super::ApiError;
 
-/// A JSON body.
+/// A JSON object as the body. Arrays are refused although they would fill the fields in order.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
@@ -17,21 +19,37 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match axum::Json::from_request(request, state).await {
+        let said_to_be_json = is_json(request.headers());
+        let body = Bytes::from_request(request, state).await.map_err(|rejection| unread(&rejection))?;
+        if !said_to_be_json {
+            return Err(ApiError::invalid("send the body as Content-Type: application/json"));
+        }
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::invalid("the body must be a JSON object"));
+        }
+        match axum::Json::from_bytes(&body) {
             Ok(axum::Json(body)) => Ok(Self(body)),
             Err(rejection) => Err(refuse(&rejection)),
         }
     }
 }
 
-fn refuse(rejection: &JsonRejection) -> ApiError {
+/// A body of no declared type can only be meant as JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(declared) = headers.get(CONTENT_TYPE) else { return true };
+    let essence = declared.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn unread(rejection: &BytesRejection) -> ApiError {
     if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return ApiError::too_large("the request body is larger than this call takes");
     }
+    ApiError::invalid(rejection.body_text())
+}
+
+fn refuse(rejection: &JsonRejection) -> ApiError {
     match rejection {
-        JsonRejection::MissingJsonContentType(_) => {
-            ApiError::invalid("send the body as Content-Type: application/json")
-        }
         JsonRejection::JsonDataError(error) => ApiError::invalid(cause(error)),
         JsonRejection::JsonSyntaxError(error) => {
             ApiError::invalid(format!("the body is not JSON: {}", cause(error)))

@@ -125,14 +125,15 @@ impl From<EntryInfo> for FileEntry {
     }
 }
 
-/// Clients know three kinds; a broken link is one, and a device or socket counts as a file.
+/// Clients know three kinds; a broken link, which leads to itself, is one, and a device or socket counts as a file, also
+/// at the end of a link.
 fn kind(entry: &EntryInfo) -> &'static str {
     match entry.r#type.as_known() {
         Some(FileType::FILE_TYPE_DIRECTORY) => "directory",
         Some(FileType::FILE_TYPE_SYMLINK) => "symlink",
         Some(FileType::FILE_TYPE_FILE) => "file",
         Some(FileType::FILE_TYPE_UNSPECIFIED) | None => {
-            if entry.is_symlink {
+            if entry.is_symlink && entry.symlink_target.as_deref().is_none_or(|to| to == entry.path) {
                 "symlink"
             } else {
                 "file"
@@ -409,6 +410,13 @@ mod tests {
             let entry = EntryInfo { r#type: proto.into(), is_symlink, ..Default::default() };
             assert_eq!(kind(&entry), expected);
         }
+        let to_device = EntryInfo {
+            is_symlink: true,
+            path: "/a".to_owned(),
+            symlink_target: Some("/dev/null".to_owned()),
+            ..Default::default()
+        };
+        assert_eq!(kind(&to_device), "file");
         let odd = EntryInfo { r#type: buffa::EnumValue::from(99), mode: 0o100_644, ..Default::default() };
         let entry = FileEntry::from(odd);
         assert_eq!((entry.kind, entry.mode), ("file", 0o644));

@@ -38,9 +38,10 @@ pub(crate) fn failure(error: &ConnectError) -> ApiError {
     match error.code {
         ErrorCode::NotFound => ApiError::not_found(text),
         ErrorCode::AlreadyExists => ApiError::already_exists(text),
-        ErrorCode::InvalidArgument | ErrorCode::Unauthenticated | ErrorCode::PermissionDenied => {
-            ApiError::invalid(text)
-        }
+        ErrorCode::InvalidArgument
+        | ErrorCode::OutOfRange
+        | ErrorCode::Unauthenticated
+        | ErrorCode::PermissionDenied => ApiError::invalid(text),
         ErrorCode::FailedPrecondition => ApiError::conflict(text),
         ErrorCode::ResourceExhausted => ApiError::disk_full(),
         ErrorCode::Unimplemented => ApiError::unsupported(text),
@@ -86,6 +87,7 @@ mod tests {
             (ConnectError::not_found("x"), 404),
             (ConnectError::already_exists("x"), 409),
             (ConnectError::invalid_argument("x"), 400),
+            (ConnectError::new(ErrorCode::OutOfRange, "x"), 400),
             (ConnectError::resource_exhausted("x"), 507),
             (ConnectError::unimplemented("x"), 501),
             (ConnectError::internal("x"), 502),

@@ -84,6 +84,21 @@ pub(crate) struct Command {
     pub(crate) user: Option<String>,
 }
 
+impl Command {
+    /// Refuses what no process can be given.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let variables = self.envs.iter().flat_map(|(name, value)| [name, value]);
+        let mut strings = self.args.iter().chain(variables).chain(&self.cwd).chain([&self.cmd]);
+        if strings.any(|text| text.contains('\0')) {
+            return Err("cmd, args, envs and cwd must not contain NUL characters");
+        }
+        if self.envs.keys().any(|name| name.is_empty() || name.contains('=')) {
+            return Err("the names in envs must not be empty or contain =");
+        }
+        Ok(())
+    }
+}
+
 /// A running capsule's daemon.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {

@@ -9,11 +9,9 @@ use tokio::sync::mpsc;
 
 use super::utf8::Decoder;
 use super::{Ending, Inbound, PIECE, Session, SocketTask, send, string_map, strings, text};
-use crate::exec::{Leash, spawn_failure};
+use crate::exec::{Leash, MAX_TIMEOUT_SEC, spawn_failure};
 use crate::guest::{Command, Event, Events, Guest, GuestError, Selector, failure};
 
-/// Longest time-out that is counted in full: ten years.
-const MAX_TIMEOUT_SEC: u64 = 315_360_000;
 /// How long a killed process may take to report its end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -145,6 +143,7 @@ fn parse_start(message: &Value) -> Result<(Command, Option<Duration>), &'static 
         cwd: text(&message["cwd"]),
         ..Command::default()
     };
+    command.check()?;
     let seconds = message["timeout_sec"].as_u64().filter(|&seconds| seconds > 0);
     Ok((command, seconds.map(|seconds| Duration::from_secs(seconds.min(MAX_TIMEOUT_SEC)))))
 }

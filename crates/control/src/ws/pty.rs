@@ -89,7 +89,7 @@ fn size(message: &Value) -> Option<TerminalSize> {
 fn parse_start(message: &Value, tag: &str) -> Result<Command, &'static str> {
     let mut envs = string_map(&message["envs"]).ok_or("envs must map strings to strings")?;
     envs.entry("TERM".to_owned()).or_insert_with(|| DEFAULT_TERM.to_owned());
-    Ok(Command {
+    let command = Command {
         cmd: text(&message["cmd"]).unwrap_or_else(|| DEFAULT_SHELL.to_owned()),
         args: strings(&message["args"]).ok_or("args must be an array of strings")?,
         envs,
@@ -97,7 +97,9 @@ fn parse_start(message: &Value, tag: &str) -> Result<Command, &'static str> {
         tag: Some(tag.to_owned()),
         terminal: Some(size(message).unwrap_or(DEFAULT_SIZE)),
         user: text(&message["user"]),
-    })
+    };
+    command.check()?;
+    Ok(command)
 }
 
 /// Keystrokes not yet typed.

@@ -38,10 +38,11 @@ async fn unknown_paths_methods_and_ids_are_refused_in_the_envelope() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_bodies_are_refused_and_name_the_field() {
     let server = Server::start(Duration::ZERO).await;
-    let bodies: [(&[u8], &str); 14] = [
+    let bodies: [(&[u8], &str); 15] = [
         (b"", ""),
         (b"{", ""),
-        (b"[]", ""),
+        (b"[]", "object"),
+        (br#"["unheard-of", 1, 512, 0, 5120, {}]"#, "object"),
         (b"\xff\xfe", ""),
         (br#"{"vcpus": "two"}"#, "vcpus"),
         (br#"{"vcpus": 1.5}"#, "vcpus"),
@@ -63,8 +64,10 @@ async fn bad_bodies_are_refused_and_name_the_field() {
         assert_eq!(answer["error"]["code"], "invalid_request", "{shown}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(field), "{shown}: {answer}");
     }
-    let untyped = server.request(Method::POST, "/v1/capsules").body("{}");
-    assert_eq!(refusal(untyped).await, (400, "invalid_request".to_owned()));
+    let text = server.request(Method::POST, "/v1/capsules").header("content-type", "text/plain").body("{}");
+    assert_eq!(refusal(text).await, (400, "invalid_request".to_owned()));
+    let untyped = server.request(Method::POST, "/v1/capsules").body(r#"{"template": "unheard-of"}"#);
+    assert_eq!(refusal(untyped).await, (404, "not_found".to_owned()));
     let large = server.request(Method::POST, "/v1/capsules").json(&json!({"template": "x".repeat(9 << 20)}));
     assert_eq!(refusal(large).await, (413, "too_large".to_owned()));
     let unknown = server.request(Method::POST, "/v1/capsules").json(&json!({"template": "unheard-of"}));
