@@ -18,8 +18,6 @@ pub struct ControlConfig {
     pub database_url: String,
     /// Address of the public listener.
     pub listen: SocketAddr,
-    /// How clients reach this deployment, without a trailing slash.
-    pub public_url: String,
     /// How long create and destroy hold their answer for the operation to settle.
     pub settle: Duration,
     /// Signs host tokens; at least [`MIN_SECRET_LEN`] characters, the same on every replica.
@@ -40,7 +38,6 @@ impl ControlConfig {
         Self {
             database_url,
             listen,
-            public_url: format!("http://{listen}"),
             settle: Duration::from_secs(5),
             jwt_secret,
             pki_dir,
