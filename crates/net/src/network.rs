@@ -98,7 +98,7 @@ impl Shared {
 pub struct Network {
     shared: Arc<Shared>,
     /// Tells other agents that this one lives.
-    attendance: File,
+    attendance: Mutex<Option<File>>,
 }
 
 impl Network {
@@ -128,7 +128,7 @@ impl Network {
             #[cfg(test)]
             fail_after: Mutex::new(None),
         };
-        Ok(Self { shared: Arc::new(shared), attendance })
+        Ok(Self { shared: Arc::new(shared), attendance: Mutex::new(Some(attendance)) })
     }
 
     /// Takes a free slot and builds everything in it.
@@ -229,7 +229,9 @@ impl Network {
     pub async fn close(&self) -> Result<()> {
         let claims = &self.shared.claims;
         let _lock = claims.lock().await.map_err(NetError::refused("lock", "the slot claims"))?;
-        if Claims::is_last(&self.attendance) && self.shared.taken()?.is_empty() {
+        let attendance = self.attendance.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let is_last = attendance.as_ref().is_some_and(Claims::is_last);
+        if is_last && self.shared.taken()?.is_empty() {
             host::clear().await?;
         }
         Ok(())

@@ -134,8 +134,9 @@ impl Actor {
         };
         let (reason, failure) = match started {
             Ok(()) => {
-                self.enter(Phase::Running, String::new(), None);
+                // Open first: whoever hears that it runs may use it at once.
                 self.capsule.inner.gate.open();
+                self.enter(Phase::Running, String::new(), None);
                 match self.serve().await {
                     End::Detached => return None,
                     End::Asked => (String::new(), None),

@@ -159,10 +159,15 @@ async fn read(State(guest): State<Arc<FakeGuest>>, Query(query): Query<FileQuery
 
 async fn write(State(guest): State<Arc<FakeGuest>>, Query(query): Query<FileQuery>, body: Body) -> Response {
     assert_eq!(query.username, "root");
-    match query.path.as_str() {
-        "/dir" => return refuse(StatusCode::BAD_REQUEST, "is a directory"),
-        "/full" => return refuse(StatusCode::INSUFFICIENT_STORAGE, "no space left"),
-        _ => {}
+    let refused = match query.path.as_str() {
+        "/dir" => Some(refuse(StatusCode::BAD_REQUEST, "is a directory")),
+        "/full" => Some(refuse(StatusCode::INSUFFICIENT_STORAGE, "no space left")),
+        _ => None,
+    };
+    if let Some(answer) = refused {
+        // As the agent's tunnel does, lest the connection be reset before the answer has been read.
+        tokio::spawn(body.collect());
+        return answer;
     }
     match body.collect().await {
         Ok(content) => {
