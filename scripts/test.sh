@@ -44,4 +44,5 @@ bash tests/cli.sh "$WRENN"
 say "published client"
 set -a; . "$WRENN_DIR/env"; set +a
 scripts/python-env.sh "$WORK/python"
-"$WORK/python/bin/pytest" tests/python
+# A test that leaves a thread behind would keep the interpreter from ending: say so instead of waiting for it.
+timeout --kill-after=30 1500 "$WORK/python/bin/pytest" tests/python

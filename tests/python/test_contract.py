@@ -337,3 +337,10 @@ def test_a_terminal_whose_output_nobody_reads_can_still_be_killed(api, at):
         deadline = time.monotonic() + 30
         while pid in [p["pid"] for p in api.get(f"{at}/processes").json()["processes"]]:
             assert time.monotonic() < deadline
+        # What was on its way still arrives, and the exit after it. The client's thread waits for room in its queue:
+        # a socket left unread here would hold the interpreter at its end.
+        while (message := socket.receive_json(timeout=30))["type"] != "exit":
+            assert message["type"] in ("output", "ping"), message
+        with pytest.raises(WebSocketDisconnect):
+            while True:
+                socket.receive(timeout=30)
