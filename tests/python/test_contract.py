@@ -3,11 +3,13 @@
 import base64
 import os
 import re
+import socket
+import struct
 import time
 
 import httpx
 import pytest
-from httpx_ws import WebSocketDisconnect, connect_ws
+from httpx_ws import WebSocketDisconnect, WebSocketNetworkError, connect_ws
 
 BASE = os.environ.get("WRENN_BASE_URL", "").rstrip("/")
 KEY = {"X-API-Key": os.environ.get("WRENN_API_KEY", "")}
@@ -50,12 +52,12 @@ def form(*parts: tuple[str, bytes]) -> dict:
 def talk(path: str, *messages, headers=KEY) -> tuple[list[dict], int]:
     """Every message of a socket until its end, and the code it was closed with."""
     heard = []
-    with connect_ws(BASE + path, headers=headers) as socket:
+    with connect_ws(BASE + path, headers=headers) as session:
         for message in messages:
-            socket.send_bytes(message) if isinstance(message, bytes) else socket.send_json(message)
+            session.send_bytes(message) if isinstance(message, bytes) else session.send_json(message)
         try:
             while True:
-                heard.append(socket.receive_json(timeout=30))
+                heard.append(session.receive_json(timeout=30))
         except WebSocketDisconnect as end:
             return heard, end.code
 
@@ -312,11 +314,32 @@ def test_a_socket_that_proves_nothing_is_told_so(at):
 
 
 def test_a_client_that_leaves_takes_its_command_along(api, at):
-    with connect_ws(f"{BASE}{at}/exec/stream", headers=KEY) as socket:
-        socket.send_json({"type": "start", "cmd": "sleep", "args": ["4321"]})
-        assert socket.receive_json(timeout=30)["type"] == "start"
+    with connect_ws(f"{BASE}{at}/exec/stream", headers=KEY) as session:
+        session.send_json({"type": "start", "cmd": "sleep", "args": ["4321"]})
+        assert session.receive_json(timeout=30)["type"] == "start"
     deadline = time.monotonic() + 30
     while shell(api, at, "pgrep -x sleep -a | grep -c ' 4321$' || true")["stdout"] != "0\n":
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_client_that_breaks_off_in_a_flood_takes_its_command_along(api, at, reads):
+    for _ in range(5):
+        with connect_ws(f"{BASE}{at}/exec/stream", headers=KEY, queue_size=1) as session:
+            session.send_json({"type": "start", "cmd": "yes", "args": ["a flood"]})
+            assert session.receive_json(timeout=30)["type"] == "start"
+            begun = time.monotonic()
+            while time.monotonic() < begun + 1.5:
+                session.receive_json(timeout=30) if reads else time.sleep(0.1)
+            # No farewell: the connection is reset under the session.
+            plain = session.stream.get_extra_info("socket")
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            plain.close()
+            with pytest.raises((WebSocketNetworkError, WebSocketDisconnect)):
+                while True:
+                    session.receive(timeout=30)
+    deadline = time.monotonic() + 30
+    while shell(api, at, "pgrep -c -x yes || true")["stdout"] != "0\n":
         assert time.monotonic() < deadline
 
 
@@ -329,18 +352,18 @@ def test_terminals_refuse_what_they_cannot_begin_with(at):
 
 
 def test_a_terminal_whose_output_nobody_reads_can_still_be_killed(api, at):
-    with connect_ws(f"{BASE}{at}/pty", headers=KEY) as socket:
-        socket.send_json({"type": "start", "cmd": "/usr/bin/yes"})
-        pid = socket.receive_json(timeout=30)["pid"]
+    with connect_ws(f"{BASE}{at}/pty", headers=KEY) as session:
+        session.send_json({"type": "start", "cmd": "/usr/bin/yes"})
+        pid = session.receive_json(timeout=30)["pid"]
         time.sleep(1)
-        socket.send_json({"type": "kill"})
+        session.send_json({"type": "kill"})
         deadline = time.monotonic() + 30
         while pid in [p["pid"] for p in api.get(f"{at}/processes").json()["processes"]]:
             assert time.monotonic() < deadline
         # What was on its way still arrives, and the exit after it. The client's thread waits for room in its queue:
         # a socket left unread here would hold the interpreter at its end.
-        while (message := socket.receive_json(timeout=30))["type"] != "exit":
+        while (message := session.receive_json(timeout=30))["type"] != "exit":
             assert message["type"] in ("output", "ping"), message
         with pytest.raises(WebSocketDisconnect):
             while True:
-                socket.receive(timeout=30)
+                session.receive(timeout=30)

@@ -42,7 +42,12 @@ async fn run(session: &mut Session, guest: &Guest) -> Result<Ending, Ending> {
     let mut pumping = std::pin::pin!(pump(&mut events, &out));
     let stopped = tokio::select! {
         ended = &mut pumping => {
-            leash.release();
+            // Anything but its end leaves the process running, and nobody there to stop it.
+            if ended.is_ok() {
+                leash.release();
+            } else {
+                leash.kill().await;
+            }
             return ended;
         }
         ending = listen(session, Listen::ForStop) => ending,
