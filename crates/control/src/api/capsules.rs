@@ -165,7 +165,7 @@ pub(super) async fn get(
 
 /// Destroy a capsule
 ///
-/// Answers 204 when the capsule is gone within the settle window, else 202. Safe to repeat.
+/// Answers 204 when the capsule is gone, or goes within the settle window, else 202. Safe to repeat.
 #[utoipa::path(delete, path = "/v1/capsules/{id}", tag = "capsules",
     params(("id" = String, Path, description = "The capsule")),
     responses((status = 204, description = "Gone"), (status = 202, description = "Under way"), Failures))]

@@ -20,7 +20,7 @@ const JOIN_POLL: Duration = Duration::from_millis(100);
 pub(crate) enum Destroyed {
     /// It is gone.
     Settled,
-    /// Under way, or there was nothing to do.
+    /// Under way.
     Accepted,
 }
 
@@ -28,7 +28,7 @@ pub(crate) enum Destroyed {
 pub(crate) async fn destroy(app: &App, team: TeamId, id: CapsuleId) -> Result<Destroyed, ApiError> {
     let row = find(app, team, id).await?;
     if row.status.is_terminal() {
-        return Ok(Destroyed::Accepted);
+        return Ok(Destroyed::Settled);
     }
     let step = Advance::new(&CapsuleStatus::DESTROYABLE, CapsuleStatus::Stopping);
     let settled = if app.store.advance(id, step).await? {

@@ -34,7 +34,7 @@ async fn a_capsule_is_created_shown_listed_pinged_and_destroyed_fake_agent() {
     assert_eq!(server.post(&format!("/v1/capsules/{id}/ping"), &json!({})).await.0, 204);
     assert_eq!(server.delete(&format!("/v1/capsules/{id}")).await, 204);
     assert!(!agent.has(id));
-    assert_eq!(server.delete(&format!("/v1/capsules/{id}")).await, 202);
+    assert_eq!(server.delete(&format!("/v1/capsules/{id}")).await, 204);
     assert_eq!(server.get(&format!("/v1/capsules/{id}")).await.1["status"], "stopped");
     assert_eq!(server.post(&format!("/v1/capsules/{id}/ping"), &json!({})).await.0, 409);
     assert_eq!(server.get("/v1/capsules").await.1.as_array().unwrap().len(), 1);
