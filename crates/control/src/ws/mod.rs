@@ -22,6 +22,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::error::CapacityError;
 use wrenn_core::limits::MAX_WS_MESSAGE;
 use wrenn_core::{CapsuleId, TeamId};
 
@@ -43,6 +45,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const QUEUE: usize = 4;
 /// Largest piece of output in one message, in bytes; small, so that a Pong never waits long.
 const PIECE: usize = 32 * 1024;
+
+/// Up to this size, in bytes, a message that is too long is read to its end before it is refused: a connection closed on
+/// unread data is reset, and a client that is still sending may then never see why.
+const MAX_READ: usize = 2 * MAX_WS_MESSAGE;
 
 const AUTH_FAILED: &str = "authentication failed";
 
@@ -85,6 +91,8 @@ enum Ending {
     Failed(String),
     /// The client did not prove who it is.
     Unauthorized,
+    /// A message of the client was longer than [`MAX_WS_MESSAGE`].
+    TooLarge,
     /// The client said nothing for too long.
     Idle,
     /// The server ends.
@@ -125,13 +133,9 @@ impl Handshake {
     {
         let tracked = app.tasks.clone();
         let caller = self.caller;
-        self.upgrade
-            .max_message_size(MAX_WS_MESSAGE)
-            .max_frame_size(MAX_WS_MESSAGE)
-            .write_buffer_size(PIECE)
-            .on_upgrade(move |socket| {
-                tracked.track_future(body(SocketTask { app, capsule, dialect, caller, socket }))
-            })
+        self.upgrade.max_message_size(MAX_READ).max_frame_size(MAX_READ).write_buffer_size(PIECE).on_upgrade(
+            move |socket| tracked.track_future(body(SocketTask { app, capsule, dialect, caller, socket })),
+        )
     }
 }
 
@@ -205,11 +209,16 @@ impl Session {
             };
             match next {
                 Some(Ok(Message::Text(text))) => {
+                    check_size(text.as_bytes())?;
                     return Ok(Inbound::Text(serde_json::from_str(&text).unwrap_or_default()));
                 }
-                Some(Ok(Message::Binary(data))) => return Ok(Inbound::Binary(data)),
+                Some(Ok(Message::Binary(data))) => {
+                    check_size(&data)?;
+                    return Ok(Inbound::Binary(data));
+                }
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Ending::Gone),
+                Some(Err(error)) => return Err(broken(error)),
+                Some(Ok(Message::Close(_))) | None => return Err(Ending::Gone),
             }
         }
     }
@@ -231,15 +240,17 @@ impl Session {
         send(&self.out, message).await
     }
 
-    async fn finish(self, ending: Ending, writer: JoinHandle<()>) {
+    async fn finish(self, ending: Ending, mut writer: JoinHandle<()>) {
         let error = match &ending {
             Ending::Failed(text) => Some(self.dialect.error(text)),
             Ending::Unauthorized => Some(self.dialect.error(AUTH_FAILED)),
-            _ => None,
+            Ending::TooLarge => Some(self.dialect.error(&too_large())),
+            Ending::Done | Ending::Idle | Ending::Shutdown | Ending::Gone => None,
         };
         let code = match ending {
             Ending::Done | Ending::Failed(_) => Some(close_code::NORMAL),
             Ending::Unauthorized => Some(close_code::POLICY),
+            Ending::TooLarge => Some(close_code::SIZE),
             Ending::Idle | Ending::Shutdown => Some(close_code::AWAY),
             Ending::Gone => None,
         };
@@ -252,6 +263,8 @@ impl Session {
                 let frame = CloseFrame { code, reason: Utf8Bytes::default() };
                 let _ = out.send(Message::Close(Some(frame))).await;
                 drop(out);
+                // After a message beyond all limits there is no peer to hear from; what was said must leave all the same.
+                let _ = (&mut writer).await;
                 // The peer's own close, after which the connection ends in order.
                 while let Some(Ok(_)) = inbound.next().await {}
             }
@@ -272,6 +285,22 @@ async fn send(out: &mpsc::Sender<Message>, message: &impl Serialize) -> Result<(
     let text = serde_json::to_string(message)
         .map_err(|_| Ending::Failed("a message could not be written".into()))?;
     out.send(Message::Text(text.into())).await.map_err(|_| Ending::Gone)
+}
+
+fn check_size(message: &[u8]) -> Result<(), Ending> {
+    if message.len() > MAX_WS_MESSAGE { Err(Ending::TooLarge) } else { Ok(()) }
+}
+
+fn too_large() -> String {
+    format!("a message may have {MAX_WS_MESSAGE} bytes at most; send more in several messages")
+}
+
+/// Why nothing can be read any more. After a message beyond [`MAX_READ`] the connection still takes a farewell.
+fn broken(error: axum::Error) -> Ending {
+    match error.into_inner().downcast_ref() {
+        Some(tungstenite::Error::Capacity(CapacityError::MessageTooLong { .. })) => Ending::TooLarge,
+        _ => Ending::Gone,
+    }
 }
 
 /// Writes what comes through the queue, and a beat every [`BEAT_EVERY`], until the queue or the connection ends.

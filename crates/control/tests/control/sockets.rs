@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, Stream, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::support::{PATIENCE, Server};
@@ -28,12 +28,7 @@ impl Socket {
 
     /// The next message that is no Ping.
     async fn hear(&mut self) -> Message {
-        loop {
-            match tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap().unwrap().unwrap() {
-                Message::Ping(_) | Message::Pong(_) => {}
-                message => return message,
-            }
-        }
+        hear(&mut self.0).await
     }
 
     async fn text(&mut self) -> Value {
@@ -47,6 +42,15 @@ impl Socket {
         match self.hear().await {
             Message::Close(Some(frame)) => assert_eq!(u16::from(frame.code), code),
             other => panic!("expected a close, not {other:?}"),
+        }
+    }
+}
+
+async fn hear(messages: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin)) -> Message {
+    loop {
+        match tokio::time::timeout(PATIENCE, messages.next()).await.unwrap().unwrap().unwrap() {
+            Message::Ping(_) | Message::Pong(_) => {}
+            message => return message,
         }
     }
 }
@@ -229,4 +233,39 @@ async fn pings_are_answered_while_output_waits_and_shutdown_closes_with_1001_fak
     socket.closed(1001).await;
     drop(socket);
     tokio::time::timeout(PATIENCE, server.served).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_long_is_refused_in_words_and_with_1009_fake_agent() {
+    let (server, _agent) = Server::with_agent(PATIENCE).await;
+    let base = format!("/v1/capsules/{}", server.capsule().await);
+    let limit = 4 << 20;
+    for size in [limit + 1, 2 * limit + 1] {
+        for (route, cmd) in [("exec/stream", "wait"), ("pty", "/bin/bash")] {
+            let mut socket = Socket::open(&server, &format!("{base}/{route}"), Some(&server.key)).await;
+            socket.say(json!({"type": "start", "cmd": cmd})).await;
+            socket.text().await;
+            let (mut sink, mut messages) = socket.0.split();
+            // Beyond twice the limit the rest is not read, and sending it may fail.
+            let sending = tokio::spawn(async move {
+                let _ = sink.send(Message::binary(vec![b'x'; size])).await;
+                sink
+            });
+            let error: Value = serde_json::from_str(hear(&mut messages).await.to_text().unwrap()).unwrap();
+            assert_eq!((&error["type"], error["fatal"] == true), (&json!("error"), route == "pty"));
+            assert!(error["data"].as_str().unwrap().contains(&limit.to_string()), "{error}");
+            let close = hear(&mut messages).await;
+            assert!(
+                matches!(&close, Message::Close(Some(frame)) if u16::from(frame.code) == 1009),
+                "{close}"
+            );
+            drop(sending.await.unwrap());
+        }
+    }
+    let mut socket = Socket::open(&server, &format!("{base}/exec/stream"), Some(&server.key)).await;
+    socket.say(json!({"type": "start", "cmd": "wait"})).await;
+    socket.text().await;
+    socket.0.send(Message::binary(vec![b'x'; limit])).await.unwrap();
+    socket.say(json!({"type": "stop"})).await;
+    assert_eq!(socket.text().await, json!({"type": "exit", "exit_code": -1}));
 }
