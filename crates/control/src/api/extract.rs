@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 use wrenn_core::CapsuleId;
 
-use super::ApiError;
+use super::{ApiError, wording};
 
 /// A JSON object as the body. Arrays are refused although they would fill the fields in order.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ fn refuse(rejection: &JsonRejection) -> ApiError {
 
 /// The innermost cause begins with the path of the field.
 fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    wording::in_json(&error.source().map_or_else(|| error.to_string(), ToString::to_string))
 }
 
 /// The capsule in the path.
@@ -114,7 +114,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Query(query) = Query::from_request_parts(parts, state)
             .await
-            .map_err(|rejection| ApiError::invalid(rejection.body_text()))?;
+            .map_err(|rejection| ApiError::invalid(wording::in_json(&rejection.body_text())))?;
         Ok(Self(query))
     }
 }

@@ -13,6 +13,7 @@ mod hosts;
 mod layers;
 mod sockets;
 mod system;
+mod wording;
 
 use axum::Router;
 use utoipa::OpenApi;
