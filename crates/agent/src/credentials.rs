@@ -2,7 +2,8 @@
 //! runs out.
 //!
 //! `agent/credentials.json` in the data directory (mode 0600) holds what the control plane gave. It is replaced
-//! as a whole, so that a crash during a renewal leaves a usable pair.
+//! as a whole, so that a crash during a renewal leaves a usable pair: the control plane takes the old refresh token until
+//! the new one is used, so a renewal whose answer got lost, or was not stored, is simply repeated.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub struct Credentials {
     pub host_id: HostId,
     /// Host token for calls to the control plane.
     pub token: String,
-    /// One-use token for the next renewal.
+    /// Token for the next renewal; it may be used again until the one that it buys is used.
     pub refresh_token: String,
     /// The host's certificate chain.
     pub cert_pem: String,
@@ -263,5 +264,84 @@ impl CredentialsError {
             Self::Refused { status, .. } => *status >= 500,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use wrenn_vmm::AcceleratorChoice;
+
+    use super::*;
+
+    fn config(dir: &Path, control: SocketAddr) -> AgentConfig {
+        AgentConfig {
+            dir: dir.to_owned(),
+            listen: control,
+            advertise: control,
+            control_url: format!("http://{control}"),
+            registration_token: None,
+            accelerator: AcceleratorChoice::Auto,
+            allow_private_networks: false,
+            uid_base: 0,
+            boot_timeout: Duration::ZERO,
+            image_cache: None,
+            debian_mirror: None,
+        }
+    }
+
+    fn credentials(refresh_token: &str) -> Credentials {
+        Credentials {
+            host_id: HostId::random(),
+            token: "t".into(),
+            refresh_token: refresh_token.into(),
+            cert_pem: "c".into(),
+            key_pem: "k".into(),
+            ca_cert_pem: "a".into(),
+        }
+    }
+
+    /// Reads a request to the end of its JSON.
+    async fn request(stream: &mut TcpStream) -> String {
+        let mut text = Vec::new();
+        while !text.ends_with(b"}") {
+            stream.read_buf(&mut text).await.unwrap();
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    /// A control plane whose first answer gets lost.
+    async fn control_plane(listener: TcpListener, answer: String) -> [String; 2] {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let lost = request(&mut stream).await;
+        drop(stream);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let answered = request(&mut stream).await;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
+        stream.write_all(format!("{head}{answer}").as_bytes()).await.unwrap();
+        [lost, answered]
+    }
+
+    #[tokio::test]
+    async fn a_renewal_whose_answer_is_lost_changes_nothing_and_is_repeated_with_the_same_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registrar = Registrar::new(&config(dir.path(), listener.local_addr().unwrap())).unwrap();
+        let held = credentials("held");
+        held.store(&registrar.dir).unwrap();
+        let answer = serde_json::json!({
+            "host": {"id": held.host_id}, "token": "t2", "refresh_token": "next",
+            "cert_pem": "c2", "key_pem": "k2", "ca_cert_pem": "a",
+        });
+        let control = tokio::spawn(control_plane(listener, answer.to_string()));
+        let stored = || Credentials::load(&registrar.dir).unwrap().unwrap().refresh_token;
+        assert!(registrar.renew(&held).await.unwrap_err().may_pass());
+        assert_eq!(stored(), "held");
+        assert_eq!(registrar.renew(&held).await.unwrap().refresh_token, "next");
+        assert_eq!(stored(), "next");
+        let [lost, answered] = control.await.unwrap();
+        assert!(lost.ends_with(r#"{"refresh_token":"held"}"#), "{lost}");
+        assert!(answered.ends_with(r#"{"refresh_token":"held"}"#), "{answered}");
     }
 }

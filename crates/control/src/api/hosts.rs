@@ -112,7 +112,7 @@ pub(super) struct HostCredentials {
     host: Host,
     /// Host token, valid seven days.
     token: String,
-    /// Buys new credentials once, within 60 days.
+    /// Buys new credentials within 60 days; ends when the one that it buys is used.
     refresh_token: String,
     /// The agent's server certificate, valid seven days.
     cert_pem: String,
@@ -187,7 +187,7 @@ pub(super) async fn register(
 
 /// Renew a host's credentials
 ///
-/// The refresh token is the credential; the answer holds the next one.
+/// The refresh token is the credential; the answer holds the next one. Where the answer got lost, ask again with the same.
 #[utoipa::path(post, path = "/v1/hosts/auth/refresh", tag = "hosts", request_body = Refresh, security(()),
     responses((status = 200, body = HostCredentials), Failures))]
 pub(super) async fn refresh(

@@ -1,4 +1,7 @@
 //! How a machine becomes a host and stays one: a one-use token buys credentials, a refresh token renews them.
+//!
+//! A refresh token is followed by the next one, but ends only when that is used: an answer that got lost must not lock
+//! the host out.
 
 use std::fmt;
 
@@ -125,7 +128,7 @@ pub(crate) async fn register(
     credentials(app, host, refresh).await
 }
 
-/// Turns a refresh token into new credentials.
+/// Turns a refresh token into new credentials. May be repeated with the same token until one that it bought is used.
 pub(crate) async fn refresh(app: &App, token: &str) -> Result<Credentials, RegisterError> {
     let refresh = secret::random_hex::<32>();
     let host = app

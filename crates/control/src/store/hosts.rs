@@ -301,12 +301,16 @@ impl Store {
         if done.rows_affected() == 0 {
             return Ok(None);
         }
-        insert_refresh(&mut tx, host, refresh_hash, refresh_expires_at).await?;
+        insert_refresh(&mut tx, host, None, refresh_hash, refresh_expires_at).await?;
         tx.commit().await?;
         Ok(Some(HostId::from_uuid(host)))
     }
 
-    /// Swaps a refresh token for a new one. `None` where it is unknown, revoked or expired.
+    /// Buys a new refresh token with one that the host has. `None` where that is unknown, revoked or expired.
+    ///
+    /// Its use proves that the host received it, so every other token of the host ends, except those that it has bought
+    /// itself: one of them may have arrived, and which one is only known when it is used in its turn. It stays usable
+    /// until then, so that a host that never got the answer can ask again.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -318,14 +322,31 @@ impl Store {
     ) -> Result<Option<HostId>, StoreError> {
         let mut tx = self.pool.begin().await?;
         let host = sqlx::query_scalar!(
-            "update host_refresh_tokens set revoked_at = now() \
-             where token_hash = $1 and revoked_at is null and expires_at > now() returning host_id",
+            "select id from hosts where id = (select host_id from host_refresh_tokens where token_hash = $1) \
+             for update",
             old_hash
         )
         .fetch_optional(&mut *tx)
         .await?;
         let Some(host) = host else { return Ok(None) };
-        insert_refresh(&mut tx, host, new_hash, expires_at).await?;
+        // Only now, behind the host's lock: another use may just have revoked it.
+        let used = sqlx::query_scalar!(
+            "select id from host_refresh_tokens \
+             where token_hash = $1 and revoked_at is null and expires_at > now()",
+            old_hash
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(used) = used else { return Ok(None) };
+        sqlx::query!(
+            "update host_refresh_tokens set revoked_at = now() where host_id = $1 and revoked_at is null \
+             and id <> $2 and parent_id is distinct from $2",
+            host,
+            used
+        )
+        .execute(&mut *tx)
+        .await?;
+        insert_refresh(&mut tx, host, Some(used), new_hash, expires_at).await?;
         tx.commit().await?;
         Ok(Some(HostId::from_uuid(host)))
     }
@@ -378,13 +399,16 @@ impl Store {
 async fn insert_refresh(
     tx: &mut sqlx::PgTransaction<'_>,
     host: Uuid,
+    parent: Option<Uuid>,
     hash: &str,
     expires_at: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "insert into host_refresh_tokens (id, host_id, token_hash, expires_at) values ($1, $2, $3, $4)",
+        "insert into host_refresh_tokens (id, host_id, parent_id, token_hash, expires_at) \
+         values ($1, $2, $3, $4, $5)",
         HostRefreshTokenId::random().uuid(),
         host,
+        parent,
         hash,
         expires_at
     )

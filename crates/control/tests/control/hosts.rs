@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use wrenn_control::hosts;
 
 use crate::support::{Server, refusal};
@@ -34,8 +36,56 @@ async fn a_registration_token_works_once_and_a_refresh_token_is_rotated() {
     assert_ne!(renewed["refresh_token"], made["refresh_token"]);
     assert_ne!(renewed["cert_pem"], made["cert_pem"]);
     assert_eq!(renewed["ca_cert_pem"], made["ca_cert_pem"]);
-    assert_eq!(refusal(refresh(&server, &made["refresh_token"])).await, (401, "unauthorized".to_owned()));
     assert_eq!(refresh(&server, &renewed["refresh_token"]).send().await.unwrap().status(), 200);
+    assert_eq!(refusal(refresh(&server, &made["refresh_token"])).await, (401, "unauthorized".to_owned()));
+}
+
+/// Sends a refresh and hangs up without reading the answer.
+async fn refresh_into_nothing(server: &Server, token: &Value) {
+    let body = json!({"refresh_token": token}).to_string();
+    let address = server.base.trim_start_matches("http://");
+    let head = format!(
+        "POST /v1/hosts/auth/refresh HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    // The first byte: by then the new token is stored.
+    stream.read_u8().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_whose_answer_was_lost_can_be_repeated_until_a_later_token_is_used() {
+    let server = Server::start(Duration::ZERO).await;
+    let issued = hosts::ensure_local_host(&server.store).await.unwrap();
+    let body = json!({"token": issued.token, "address": "127.0.0.1:1"});
+    let made: Value = register(&server, &body).send().await.unwrap().json().await.unwrap();
+    let first = &made["refresh_token"];
+    refresh_into_nothing(&server, first).await;
+    refresh_into_nothing(&server, first).await;
+    let one: Value = refresh(&server, first).send().await.unwrap().json().await.unwrap();
+    // A request that was under way for long comes late and changes nothing for the answer that arrived.
+    let late: Value = refresh(&server, first).send().await.unwrap().json().await.unwrap();
+    let two: Value = refresh(&server, &one["refresh_token"]).send().await.unwrap().json().await.unwrap();
+    for ended in [first, &late["refresh_token"]] {
+        assert_eq!(refusal(refresh(&server, ended)).await, (401, "unauthorized".to_owned()));
+    }
+    assert_eq!(refresh(&server, &two["refresh_token"]).send().await.unwrap().status(), 200);
+    assert_eq!(refusal(refresh(&server, &one["refresh_token"])).await, (401, "unauthorized".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_host_that_registers_anew_ends_all_refresh_tokens() {
+    let server = Server::start(Duration::ZERO).await;
+    let issued = hosts::ensure_local_host(&server.store).await.unwrap();
+    let body = json!({"token": issued.token, "address": "127.0.0.1:1"});
+    let made: Value = register(&server, &body).send().await.unwrap().json().await.unwrap();
+    let renewed: Value = refresh(&server, &made["refresh_token"]).send().await.unwrap().json().await.unwrap();
+    hosts::ensure_local_host(&server.store).await.unwrap();
+    for ended in [&made["refresh_token"], &renewed["refresh_token"]] {
+        assert_eq!(refusal(refresh(&server, ended)).await, (401, "unauthorized".to_owned()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
