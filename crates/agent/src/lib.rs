@@ -30,6 +30,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 pub use config::AgentConfig;
@@ -42,6 +43,8 @@ use crate::record::Phase;
 
 /// How long boots under way get to be undone when the agent ends.
 const UNDO_LIMIT: Duration = Duration::from_secs(20);
+/// How often the agent looks whether the host's firewall table is still there.
+const TABLE_CHECK: Duration = Duration::from_secs(15);
 /// Pause after a failed renewal of the host's certificate.
 const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 
@@ -54,20 +57,26 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     let config = manager.env().config.clone();
     let recovered = recovery::recover(&manager).await?;
     info!(adopted = recovered.adopted, removed = recovered.removed, "capsules of the agent before");
+    let guard = AbortOnDropHandle::new(tokio::spawn(keep_host_table(Arc::clone(manager.env()))));
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}; is another agent running?", config.listen))?;
     let registrar = Registrar::new(&config)?;
     let credentials = tokio::select! {
         credentials = registrar.obtain(config.registration_token.as_deref()) => credentials?,
-        () = shutdown.cancelled() => return close(manager).await,
+        () = shutdown.cancelled() => return close(manager, guard).await,
     };
     let tls = Arc::new(ArcSwap::from_pointee(server::tls_config(&credentials)?));
     info!(host = %credentials.host_id, listen = %config.listen, "agent ready");
     let renewal = tokio::spawn(keep_renewed(registrar, credentials, Arc::clone(&tls)));
     server::serve(listener, tls, manager.clone(), shutdown).await;
     renewal.abort();
-    close(manager).await
+    close(manager, guard).await
+}
+
+/// Keeps capsules confined and connected when somebody flushes the host's firewall, until the agent ends.
+async fn keep_host_table(env: Arc<Environment>) {
+    env.network.keep_host_table(TABLE_CHECK, env.detach.cancelled()).await;
 }
 
 /// Opens the host's parts, without taking over or serving anything yet.
@@ -127,9 +136,11 @@ fn installation_id(config: &AgentConfig) -> std::io::Result<String> {
 }
 
 /// Leaves running capsules to the next agent, and waits until boots under way are undone.
-async fn close(manager: Manager) -> anyhow::Result<()> {
+async fn close(manager: Manager, guard: AbortOnDropHandle<()>) -> anyhow::Result<()> {
     let env = Arc::clone(manager.env());
     env.detach.cancel();
+    // Before the network is closed, whose table it would put back.
+    guard.await?;
     let starting = manager.all().into_iter().filter(|capsule| capsule.state().phase != Phase::Running);
     let undone = futures::future::join_all(starting.map(|capsule| async move { capsule.stopped().await }));
     if tokio::time::timeout(UNDO_LIMIT, undone).await.is_err() {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::address::{NETNS_DIR, SlotIndex, TAP_NAME};
 use crate::assemble::{self, Part};
@@ -152,13 +153,28 @@ impl Network {
     }
 
     /// Puts the host's firewall table back if somebody removed it, and says whether that was so. Every
-    /// [`Network::acquire`] does this too; call it now and then for the guests that run already, because a reload
-    /// of the machine's own firewall may flush the tables of everybody.
+    /// [`Network::acquire`] does this too; [`Network::keep_host_table`] does it for the guests that run already.
     ///
     /// # Errors
     /// Where the kernel cannot be asked, or `nft` fails.
     pub async fn restore_host_table(&self) -> Result<bool> {
         host::restore().await
+    }
+
+    /// Looks every `every` whether the host's firewall table is there, and puts it back if not, until `stop` resolves: a
+    /// reload of the machine's own firewall may flush the tables of everybody. Looking is one netlink message. A look
+    /// under way is finished first, so that nothing is put back after this has returned.
+    pub async fn keep_host_table(&self, every: Duration, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => return,
+                () = tokio::time::sleep(every) => {}
+            }
+            if let Err(error) = self.restore_host_table().await {
+                tracing::warn!("cannot keep the firewall table inet wrenn in place, trying again: {error}");
+            }
+        }
     }
 
     /// Takes over a slot of an earlier process of this owner: checks that it is whole, writes its rules anew,

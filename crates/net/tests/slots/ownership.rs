@@ -1,6 +1,7 @@
 //! Who owns what, and what is left behind.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use wrenn_net::{NetError, Network, Slot};
 
@@ -183,9 +184,9 @@ fn a_slot_that_nobody_waits_for_any_more_is_removed() {
     on_own_machine(|| async {
         let network = open("a").await;
         let before = census();
-        drop(tokio::time::timeout(std::time::Duration::from_micros(1), network.acquire()).await);
+        drop(tokio::time::timeout(Duration::from_micros(1), network.acquire()).await);
         while census() != before {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
 }
@@ -213,5 +214,33 @@ fn a_host_table_that_somebody_flushed_is_put_back() {
         shell("nft flush ruleset");
         network.acquire().await.unwrap().release().await.unwrap();
         assert_eq!(tables().trim(), "table inet wrenn");
+    });
+}
+
+#[test]
+fn the_host_table_is_kept_while_guests_run_whose_own_tables_a_flush_does_not_touch() {
+    on_own_machine(|| async {
+        let network = open("a").await;
+        let slot = network.acquire().await.unwrap();
+        let inside = format!("ip netns exec wrenn-{} nft list tables", slot.index());
+        let before = shell(&inside);
+        assert!(before.contains("table ip wrenn") && before.contains("table ip6 wrenn"), "{before}");
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let keeping = network.keep_host_table(Duration::from_millis(20), async { drop(stopped.await) });
+        let flushing = async {
+            for _ in 0..2 {
+                shell("nft flush ruleset");
+                assert_eq!(shell(&inside), before);
+                while tables().trim() != "table inet wrenn" {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+            drop(stop);
+        };
+        let both = async { tokio::join!(keeping, flushing) };
+        tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+        shell("nft flush ruleset");
+        assert_eq!(tables(), "");
+        slot.release().await.unwrap();
     });
 }
