@@ -57,6 +57,7 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     let config = manager.env().config.clone();
     let recovered = recovery::recover(&manager).await?;
     info!(adopted = recovered.adopted, removed = recovered.removed, "capsules of the agent before");
+    prune_images(manager.env()).await;
     let guard = AbortOnDropHandle::new(tokio::spawn(keep_host_table(Arc::clone(manager.env()))));
     let listener = TcpListener::bind(config.listen)
         .await
@@ -72,6 +73,14 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     server::serve(listener, tls, manager.clone(), shutdown).await;
     renewal.abort();
     close(manager, guard).await
+}
+
+/// Removes images that nothing needs now that the capsules are known; a failure costs space and nothing else.
+async fn prune_images(env: &Environment) {
+    match images::prune(&env.config.dir, &env.kernel, &*env.disks).await {
+        Ok(removed) => removed.iter().for_each(|path| info!("removed the unused image {}", path.display())),
+        Err(error) => warn!("old images stay until the next start: {:#}", anyhow::Error::from(error)),
+    }
 }
 
 /// Keeps capsules confined and connected when somebody flushes the host's firewall, until the agent ends.

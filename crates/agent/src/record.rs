@@ -116,10 +116,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record() -> Record {
+    /// A record of a capsule that is being booted.
+    pub(crate) fn record(machine: Option<MachineRecord>) -> Record {
         Record {
             version: VERSION,
             spec: CapsuleSpec {
@@ -134,7 +135,7 @@ mod tests {
             phase: Phase::Starting,
             generation: 3,
             slot: None,
-            machine: None,
+            machine,
             access_token: "t".into(),
             guest: None,
             last_active: 7,
@@ -144,7 +145,7 @@ mod tests {
     #[test]
     fn a_record_reads_back_and_replaces_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
-        let mut written = record();
+        let mut written = record(None);
         written.write(dir.path()).unwrap();
         written.phase = Phase::Running;
         written.write(dir.path()).unwrap();
@@ -159,7 +160,7 @@ mod tests {
         assert!(Record::read(dir.path()).is_err());
         fs::write(dir.path().join(FILE), b"{\"version\":").unwrap();
         assert!(Record::read(dir.path()).is_err());
-        let mut foreign = record();
+        let mut foreign = record(None);
         foreign.version = VERSION + 1;
         foreign.write(dir.path()).unwrap();
         assert!(Record::read(dir.path()).unwrap_err().to_string().contains("version"));

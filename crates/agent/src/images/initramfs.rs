@@ -24,8 +24,8 @@ pub fn guest_binary() -> Result<&'static [u8], ImageError> {
     if GUEST.is_empty() { Err(ImageError::NoGuestDaemon) } else { Ok(GUEST) }
 }
 
-/// Makes the initial file system for `kernel` with this binary's daemon. Older ones stay: a VM may have been started
-/// with one, and be restored with it.
+/// Makes the initial file system for `kernel` with this binary's daemon. Older ones stay until
+/// [`prune`](super::prune::prune), because a VM may have been started with one.
 pub(super) fn ensure(store: &Store, kernel: Kernel) -> Result<KernelImage, ImageError> {
     let archive = build(guest_binary()?, &kernel.modules)?;
     let initramfs = kernel.dir.join(format!("initramfs-{}", short_hash([&*archive])));

@@ -8,8 +8,8 @@
 //!
 //! Everything is made beside its final name and renamed, under a lock that holds across processes, so a crash leaves
 //! either the old or the new. A disk carries the hash of its definition in its name and is never replaced: the overlays
-//! of existing capsules go on to build on the one they were made over. Where a shared cache is given, artefacts are made
-//! there and linked into the data directory.
+//! of existing capsules go on to build on the one they were made over, and [`prune`] removes it when the last of them is
+//! gone. Where a shared cache is given, artefacts are made there and linked into the data directory.
 
 mod bzimage;
 mod cpio;
@@ -18,6 +18,7 @@ mod error;
 mod initramfs;
 mod kernel;
 mod modules;
+mod prune;
 mod rootfs;
 mod store;
 mod tool;
@@ -31,6 +32,7 @@ use uuid::Uuid;
 
 pub use error::ImageError;
 pub use initramfs::guest_binary;
+pub use prune::{PruneError, prune};
 
 use crate::config::AgentConfig;
 use definition::Definition;

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::tool::Tool;
@@ -24,17 +25,24 @@ pub(super) struct Store {
 impl Store {
     /// Opens `root`, waits for its lock, and clears away what a crashed process was making.
     pub(super) fn open(root: &Path, progress: Progress) -> Result<Self, ImageError> {
-        fs::create_dir_all(root).map_err(|source| ImageError::io("make", root, source))?;
-        let root = fs::canonicalize(root).map_err(|source| ImageError::io("open", root, source))?;
-        let path = root.join("images.lock");
-        let lock = File::create(&path).map_err(|source| ImageError::io("make", &path, source))?;
+        let (root, lock) = prepare(root)?;
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             progress("another process is making images here; waiting for it");
             rustix::fs::flock(&lock, FlockOperation::LockExclusive)
-                .map_err(|source| ImageError::io("lock", &path, source))?;
+                .map_err(|source| ImageError::io("lock", &root, source))?;
         }
         clear(&root)?;
         Ok(Self { root, _lock: lock })
+    }
+
+    /// As [`Store::open`], but `None` where another process has the lock.
+    pub(super) fn try_open(root: &Path) -> Result<Option<Self>, ImageError> {
+        let (root, lock) = prepare(root)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { root, _lock: lock })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(source) => Err(ImageError::io("lock", &root, source)),
+        }
     }
 
     pub(super) fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
@@ -96,6 +104,15 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The absolute path of `root`, made where it is missing, and its lock's file.
+fn prepare(root: &Path) -> Result<(PathBuf, File), ImageError> {
+    fs::create_dir_all(root).map_err(|source| ImageError::io("make", root, source))?;
+    let root = fs::canonicalize(root).map_err(|source| ImageError::io("open", root, source))?;
+    let path = root.join("images.lock");
+    let lock = File::create(&path).map_err(|source| ImageError::io("make", &path, source))?;
+    Ok((root, lock))
 }
 
 fn clear(root: &Path) -> Result<(), ImageError> {

@@ -1,0 +1,315 @@
+//! Removing what the images before the current ones left in the data directory.
+//!
+//! An image that is replaced by a newer one stays until an agent starts and no capsule on its host needs it. Only files
+//! with the names that this module's siblings give, in real directories inside the data directory, are ever removed. A
+//! shared cache is nobody's alone and is not touched: what was linked from it loses one name here and keeps the other.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use wrenn_disk::{DiskError, RootDisks};
+
+use super::store::Store;
+use super::{ImageError, KernelImage, Template, built_in};
+use crate::capsule::DISK_FILE;
+use crate::record::Record;
+
+/// Why nothing was removed.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] ImageError),
+    /// What is there cannot be read, or something old cannot be removed.
+    #[error("cannot use {path}")]
+    File {
+        /// What was looked at.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A capsule's disk does not say what it builds on.
+    #[error("cannot tell which image a capsule needs")]
+    Disk(#[from] DiskError),
+}
+
+impl PruneError {
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        |source| Self::File { path: path.to_path_buf(), source }
+    }
+}
+
+/// Removes old root disks and initial file systems from the data directory `dir`: all but the template's, `kernel`'s own,
+/// and those of capsules that exist. Where that cannot be told for one capsule, and where another process is making
+/// images, nothing is removed until the next start.
+///
+/// # Returns
+/// What was removed.
+///
+/// # Errors
+/// [`PruneError`].
+pub async fn prune(
+    dir: &Path,
+    kernel: &KernelImage,
+    disks: &dyn RootDisks,
+) -> Result<Vec<PathBuf>, PruneError> {
+    let Some(store) = Store::try_open(dir)? else { return Ok(Vec::new()) };
+    let template = store.path("templates").join(built_in());
+    let current = Template::load(&template).map_err(PruneError::at(&template))?.disk;
+    let mut old = images(&store, &template).map_err(PruneError::at(store.root()))?;
+    old.retain(|path| *path != current && !same(path, &kernel.initramfs));
+    if old.is_empty() {
+        return Ok(old);
+    }
+    let capsules = store.path("capsules");
+    let used = used(&capsules, disks).await?;
+    old.retain(|path| !used.needs(path));
+    for path in &old {
+        fs::remove_file(path).map_err(PruneError::at(path))?;
+    }
+    Ok(old)
+}
+
+/// Every root disk of the built-in template, and every initial file system.
+fn images(store: &Store, template: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = files(template, "rootfs-", ".ext4")?;
+    let kernels = store.path("kernels");
+    if is_real(&kernels)? {
+        for entry in fs::read_dir(&kernels)? {
+            found.extend(files(&entry?.path(), "initramfs-", "")?);
+        }
+    }
+    Ok(found)
+}
+
+/// The files in `dir` that are called `prefix`, a hash, and `suffix`.
+fn files(dir: &Path, prefix: &str, suffix: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if !is_real(dir)? {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let hash = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_suffix(suffix));
+        let is_hash =
+            hash.is_some_and(|hash| !hash.is_empty() && hash.bytes().all(|b| b.is_ascii_hexdigit()));
+        if is_hash && entry.file_type()?.is_file() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a directory is where its path says. What a link leads to is not ours to clear.
+fn is_real(dir: &Path) -> io::Result<bool> {
+    match fs::canonicalize(dir) {
+        Ok(real) => Ok(real == dir && real.is_dir()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn same(path: &Path, other: &Path) -> bool {
+    fs::canonicalize(other).is_ok_and(|other| other == path)
+}
+
+/// What the capsules on the host need.
+#[derive(Debug, Default)]
+struct Used {
+    /// The images that disks build on.
+    bases: BTreeSet<PathBuf>,
+    /// Command lines of VMMs, which name the initial file system that each was started with.
+    command_lines: Vec<String>,
+}
+
+impl Used {
+    fn needs(&self, image: &Path) -> bool {
+        let name = image.file_name().unwrap_or_default().to_string_lossy();
+        self.bases.contains(image) || self.command_lines.iter().any(|line| line.contains(&*name))
+    }
+}
+
+async fn used(capsules: &Path, disks: &dyn RootDisks) -> Result<Used, PruneError> {
+    let mut used = Used::default();
+    for dir in directories(capsules).map_err(PruneError::at(capsules))? {
+        let disk = dir.join(DISK_FILE);
+        if disk.try_exists().map_err(PruneError::at(&disk))? {
+            used.bases.insert(disks.open(&disk).await?.base);
+        }
+        let machine = match Record::read(&dir) {
+            Ok(record) => record.machine,
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(PruneError::at(&dir)(error)),
+        };
+        if let Some(machine) = machine {
+            let path = PathBuf::from(format!("/proc/{}/cmdline", machine.pid));
+            match fs::read(&path) {
+                Ok(line) => used.command_lines.push(String::from_utf8_lossy(&line).into_owned()),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(PruneError::at(&path)(error)),
+            }
+        }
+    }
+    Ok(used)
+}
+
+fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use wrenn_disk::Qcow2Disks;
+    use wrenn_vmm::MachineRecord;
+
+    use super::*;
+    use crate::record;
+
+    /// A data directory with current images `rootfs-c0.ext4` and `initramfs-c0`, and older ones.
+    struct Data {
+        dir: tempfile::TempDir,
+        kernel: KernelImage,
+    }
+
+    impl Data {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let root = fs::canonicalize(dir.path()).unwrap();
+            let (template, kernels) = (root.join("templates").join(built_in()), root.join("kernels/6.1"));
+            for dir in [&template, &kernels, &root.join("kernels/5.10"), &root.join("capsules")] {
+                fs::create_dir_all(dir).unwrap();
+            }
+            for disk in ["rootfs-c0.ext4", "rootfs-a1.ext4", "rootfs-a2.ext4", "rootfs-notes.ext4", "mine"] {
+                fs::write(template.join(disk), [0; 512]).unwrap();
+            }
+            for name in ["6.1/initramfs-c0", "6.1/initramfs-a1", "5.10/initramfs-c0", "6.1/vmlinux"] {
+                fs::write(root.join("kernels").join(name), name).unwrap();
+            }
+            let text = r#"{"name": "minimal", "type": "base", "kernel": "6.1", "default_user": "root",
+                "default_env": {}, "disk": "rootfs-c0.ext4", "disk_mb": 1, "definition": "c0"}"#;
+            fs::write(template.join(crate::images::TEMPLATE_FILE), text).unwrap();
+            let kernel = KernelImage {
+                version: "6.1".into(),
+                kernel: kernels.join("vmlinux"),
+                initramfs: kernels.join("initramfs-c0"),
+                cmdline: String::new(),
+            };
+            Self { dir, kernel }
+        }
+
+        fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+            fs::canonicalize(self.dir.path()).unwrap().join(relative)
+        }
+
+        fn disk(&self, name: &str) -> PathBuf {
+            self.path("templates").join(built_in()).join(name)
+        }
+
+        fn capsule(&self, name: &str) -> PathBuf {
+            let dir = self.path("capsules").join(name);
+            fs::create_dir_all(&dir).unwrap();
+            dir
+        }
+
+        async fn prune(&self) -> Result<BTreeSet<PathBuf>, PruneError> {
+            let removed = prune(self.dir.path(), &self.kernel, &Qcow2Disks::default()).await?;
+            assert!(removed.iter().all(|path| !path.exists()));
+            Ok(removed.into_iter().collect())
+        }
+
+        fn old(&self) -> BTreeSet<PathBuf> {
+            let initramfs = ["kernels/6.1/initramfs-a1", "kernels/5.10/initramfs-c0"];
+            let disks = ["rootfs-a1.ext4", "rootfs-a2.ext4"].map(|name| self.disk(name));
+            initramfs.into_iter().map(|name| self.path(name)).chain(disks).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn old_images_go_and_current_ones_and_what_is_not_ours_stays() {
+        let data = Data::new();
+        assert_eq!(data.prune().await.unwrap(), data.old());
+        for stays in ["rootfs-c0.ext4", "rootfs-notes.ext4", "mine", "template.json"] {
+            assert!(data.disk(stays).exists(), "{stays}");
+        }
+        assert!(data.kernel.initramfs.exists() && data.kernel.kernel.exists());
+        assert_eq!(data.prune().await.unwrap(), BTreeSet::new());
+    }
+
+    #[tokio::test]
+    async fn what_a_capsule_builds_on_or_was_started_with_stays_until_it_is_gone() {
+        let data = Data::new();
+        let (stopped, running) = (data.capsule("one"), data.capsule("two"));
+        let disks = Qcow2Disks::default();
+        disks.create(&stopped.join(DISK_FILE), &data.disk("rootfs-a1.ext4"), 1).await.unwrap();
+        let mut vmm = std::process::Command::new("sh")
+            .args(["-c", "read forever", "sh", "-initrd", "/v/initrd/initramfs-a1"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let machine = MachineRecord {
+            driver: "qemu".into(),
+            id: "two".into(),
+            pid: vmm.id(),
+            start_time: 0,
+            boot_id: String::new(),
+            socket: PathBuf::new(),
+            cgroup: None,
+        };
+        record::tests::record(Some(machine)).write(&running).unwrap();
+        let kept = [data.disk("rootfs-a1.ext4"), data.path("kernels/6.1/initramfs-a1")];
+        let mut expected = data.old();
+        expected.retain(|path| !kept.contains(path));
+        assert_eq!(data.prune().await.unwrap(), expected);
+        assert!(kept.iter().all(|path| path.exists()));
+        vmm.kill().unwrap();
+        vmm.wait().unwrap();
+        fs::remove_dir_all(stopped).unwrap();
+        assert_eq!(data.prune().await.unwrap(), kept.into_iter().collect());
+    }
+
+    #[tokio::test]
+    async fn where_it_cannot_be_told_what_a_capsule_needs_everything_stays() {
+        let data = Data::new();
+        fs::write(data.capsule("one").join(DISK_FILE), "damaged").unwrap();
+        assert!(matches!(data.prune().await, Err(PruneError::Disk(_))));
+        fs::remove_file(data.capsule("one").join(DISK_FILE)).unwrap();
+        fs::write(data.capsule("one").join(record::FILE), "damaged").unwrap();
+        assert!(matches!(data.prune().await, Err(PruneError::File { .. })));
+        assert!(data.old().iter().all(|path| path.exists()));
+    }
+
+    #[tokio::test]
+    async fn links_are_not_followed_and_a_linked_cache_keeps_its_files() {
+        let data = Data::new();
+        let cache = tempfile::tempdir().unwrap();
+        fs::hard_link(data.disk("rootfs-a1.ext4"), cache.path().join("rootfs-a1.ext4")).unwrap();
+        fs::rename(data.path("kernels"), cache.path().join("kernels")).unwrap();
+        symlink(cache.path().join("kernels"), data.path("kernels")).unwrap();
+        symlink(cache.path().join("rootfs-a1.ext4"), data.disk("rootfs-a3.ext4")).unwrap();
+        let removed = data.prune().await.unwrap();
+        assert_eq!(removed, ["rootfs-a1.ext4", "rootfs-a2.ext4"].map(|name| data.disk(name)).into());
+        assert!(cache.path().join("rootfs-a1.ext4").exists());
+        assert!(cache.path().join("kernels/6.1/initramfs-a1").exists());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_removed_while_another_process_makes_images() {
+        let data = Data::new();
+        let busy = Store::open(data.dir.path(), &|_| {}).unwrap();
+        assert_eq!(data.prune().await.unwrap(), BTreeSet::new());
+        drop(busy);
+        assert_eq!(data.prune().await.unwrap(), data.old());
+    }
+}
