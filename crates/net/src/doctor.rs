@@ -1,5 +1,8 @@
 //! What this machine lacks for slots, each with the command that mends it.
 
+mod forwarding;
+
+use std::borrow::Cow;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -10,6 +13,8 @@ use nix::sched::{CloneFlags, unshare};
 use crate::address::{GUEST_NET, VETH_NET};
 use crate::tap::TUN_DEVICE;
 
+pub use forwarding::check_forwarding;
+
 /// Something that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}; mend it with: {mend}")]
@@ -17,7 +22,7 @@ pub struct Deficiency {
     /// What does not work, and why.
     pub what: String,
     /// The command, or the change, that mends it.
-    pub mend: &'static str,
+    pub mend: Cow<'static, str>,
 }
 
 /// Whether TAP devices can be made.
@@ -32,7 +37,8 @@ pub fn check_tun() -> Result<(), Deficiency> {
             io::ErrorKind::PermissionDenied => "run the agent as root",
             _ if Path::new(TUN_DEVICE).exists() => "modprobe tun",
             _ => "modprobe tun && mkdir -p /dev/net && mknod /dev/net/tun c 10 200",
-        },
+        }
+        .into(),
     })
 }
 
@@ -53,7 +59,8 @@ pub fn check_netns() -> Result<(), Deficiency> {
             nix::Error::EPERM => "run the agent as root, or grant it CAP_SYS_ADMIN and CAP_NET_ADMIN",
             nix::Error::ENOSPC => "sysctl -w user.max_net_namespaces=65536",
             _ => "use a kernel with CONFIG_NET_NS",
-        },
+        }
+        .into(),
     })
 }
 
@@ -65,7 +72,7 @@ pub fn check_nft() -> Result<(), Deficiency> {
     let output = Command::new("nft").args(["list", "tables"]).stdin(Stdio::null()).output();
     let output = output.map_err(|error| Deficiency {
         what: format!("`nft` cannot be run: {error}"),
-        mend: "apt-get install nftables",
+        mend: "apt-get install nftables".into(),
     })?;
     if output.status.success() {
         return Ok(());
@@ -74,7 +81,7 @@ pub fn check_nft() -> Result<(), Deficiency> {
     let permitted = !message.contains("Operation not permitted");
     Err(Deficiency {
         what: format!("`nft list tables` fails: {}", message.trim()),
-        mend: if permitted { "modprobe nf_tables" } else { "run the agent as root" },
+        mend: if permitted { "modprobe nf_tables" } else { "run the agent as root" }.into(),
     })
 }
 
@@ -90,7 +97,7 @@ pub fn check_networks() -> Result<(), Deficiency> {
             what: format!(
                 "the network {network}/16 is needed for slots, but a route on {link} leads into it"
             ),
-            mend: "renumber that network, or remove the route: ip route del",
+            mend: "renumber that network, or remove the route: ip route del".into(),
         }),
     }
 }

@@ -84,6 +84,7 @@ pub fn examine(settings: &Settings) -> Report {
         network_part("tun", wrenn_net::doctor::check_tun()),
         network_part("namespaces", wrenn_net::doctor::check_netns()),
         network_part("nftables", wrenn_net::doctor::check_nft()),
+        forwarding(),
         cgroup(),
         data_directory(dir),
         memory(),
@@ -125,6 +126,14 @@ fn network_part(name: &'static str, found: Result<(), wrenn_net::doctor::Deficie
     match found {
         Ok(()) => Check::ok(name, "works"),
         Err(lack) => Check::missing(name, lack.what, lack.mend),
+    }
+}
+
+/// Capsules run all the same, without the internet.
+fn forwarding() -> Check {
+    match wrenn_net::doctor::check_forwarding() {
+        Ok(()) => Check::ok("forwarding", "no firewall is seen to drop what guests send"),
+        Err(lack) => Check::warning("forwarding", lack.what, lack.mend),
     }
 }
 
