@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod endpoint;
 pub mod environment;
 pub mod error;
+mod gathered;
 pub mod host;
 pub mod images;
 pub mod manager;

@@ -17,6 +17,7 @@ use tracing::debug;
 use wrenn_core::CapsuleId;
 use wrenn_protocol::tunnel::{self, TunnelError};
 
+use crate::gathered::Gathered;
 use crate::manager::Manager;
 use crate::traffic::Lease;
 
@@ -62,7 +63,7 @@ async fn forward(manager: &Manager, request: Request) -> Result<Response, (Tunne
     head.version = http::Version::HTTP_11;
     drop_hop_by_hop(&mut head.headers);
     head.headers.remove(header::HOST);
-    let body = Body::new(Drained(Some(body)));
+    let body = Body::new(Drained(Some(Gathered::new(body))));
     let answer = tokio::select! {
         answer = endpoint.send(Request::from_parts(head, body)) => answer,
         () = lease.revoked() => return Err(closed()),
@@ -99,7 +100,7 @@ fn refuse(error: TunnelError, message: String) -> Response {
 
 /// A request's body that is read on for a while where the guest answered before its end, because a connection that is
 /// closed with bytes unread is reset, and the answer lost with it.
-struct Drained(Option<Body>);
+struct Drained(Option<Gathered>);
 
 impl HttpBody for Drained {
     type Data = Bytes;

@@ -1,10 +1,10 @@
-//! The body of a request, taken off a blocking connection in place: whoever reads it sees the receive buffer itself,
-//! so that a byte is copied once from the kernel and once to the file.
+//! The body of a request, taken off a blocking connection straight into the reader's own buffer, so that a byte is
+//! copied once on its way out of the kernel. Only framing goes through a buffer in between.
 
 use std::io::{self, BufRead as _, BufReader, Read, Take};
 
-/// Bytes received at once. Small enough to stay in the CPU's cache.
-const BUFFER: usize = 256 * 1024;
+/// Bytes received ahead while framing is looked at.
+const AHEAD: usize = 1024;
 /// Longest line of chunk framing, bytes.
 const MAX_LINE: u64 = 1024;
 /// Most lines after the last chunk.
@@ -17,6 +17,16 @@ pub(super) enum Framing {
     Length(u64),
     /// By chunks that each have a length.
     Chunked,
+}
+
+impl Framing {
+    /// Bytes of the body, where they are known.
+    pub(super) fn length(self) -> Option<usize> {
+        match self {
+            Self::Length(length) => Some(usize::try_from(length).unwrap_or(usize::MAX)),
+            Self::Chunked => None,
+        }
+    }
 }
 
 /// A body being read.
@@ -45,41 +55,46 @@ impl<R: Read> Body<R> {
             Framing::Length(length) => (length, length, State::Last),
             Framing::Chunked => (u64::MAX, 0, State::FirstChunk),
         };
-        let capacity = BUFFER.min(usize::try_from(limit).unwrap_or(BUFFER));
-        Self { reader: BufReader::with_capacity(capacity, connection.take(limit)), left, state }
+        Self { reader: BufReader::with_capacity(AHEAD, connection.take(limit)), left, state }
     }
 
-    /// Some of what comes next, at least one byte; nothing at the end. It comes again unless it is consumed.
-    pub(super) fn piece(&mut self) -> io::Result<&[u8]> {
+    /// Fills `buffer` from its beginning, and less of it only at the end of the body. Returns how many bytes.
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read(&mut buffer[filled..])? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        Ok(filled)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 && self.state != State::Last {
             self.next_chunk()?;
         }
-        if self.left == 0 {
-            return Ok(&[]);
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if wanted == 0 {
+            return Ok(0);
         }
-        let buffered = self.reader.fill_buf()?;
-        if buffered.is_empty() {
+        let read = loop {
+            match self.reader.read(&mut buffer[..wanted]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let usable = buffered.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        Ok(&buffered[..usable])
+        self.left -= read as u64;
+        Ok(read)
     }
 
-    /// Steps over bytes of the piece.
-    pub(super) fn consume(&mut self, bytes: usize) {
-        self.reader.consume(bytes);
-        self.left = self.left.saturating_sub(bytes as u64);
-    }
-
-    /// Reads the rest and drops it.
-    pub(super) fn discard(&mut self) -> io::Result<()> {
-        loop {
-            let bytes = self.piece()?.len();
-            if bytes == 0 {
-                return Ok(());
-            }
-            self.consume(bytes);
-        }
+    /// Reads the rest through `buffer` and drops it.
+    pub(super) fn discard(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        while self.read(buffer)? > 0 {}
+        Ok(())
     }
 
     /// Whether nothing was received that belongs to another request.
@@ -140,14 +155,13 @@ mod tests {
     fn read_all(wire: &[u8], framing: Framing) -> io::Result<(Vec<u8>, bool)> {
         let mut body = Body::new(wire, framing);
         let mut data = Vec::new();
+        let mut buffer = [0; 7];
         loop {
-            let piece = body.piece()?;
-            if piece.is_empty() {
+            let filled = body.fill(&mut buffer)?;
+            data.extend_from_slice(&buffer[..filled]);
+            if filled < buffer.len() {
                 return Ok((data, body.is_exhausted()));
             }
-            data.extend_from_slice(piece);
-            let bytes = piece.len();
-            body.consume(bytes);
         }
     }
 

@@ -3,14 +3,15 @@
 //! Where every copied byte costs (a guest under software emulation), the way through an asynchronous HTTP library is
 //! half as fast as the network: pieces are allocated, handed from thread to thread and copied once more. So each
 //! connection is looked at before it is given to the library: as long as its next request is a plain download or
-//! upload of one file, one blocking thread serves it, from page cache to socket (`sendfile`) or from socket to file
-//! through one buffer. Rights, paths and answers are those of the ordinary routes.
+//! upload of one file, one blocking thread serves it, from page cache to socket (`sendfile`) or from socket to disk
+//! through one buffer, past the page cache where the file is large. Rights, paths and answers are those of the ordinary routes.
 //!
 //! The first request that is anything else is left unread, and the connection goes to the library for good.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream as Connection;
-use std::sync::Arc;
+use std::num::NonZeroU64;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use axum::extract::Query;
@@ -21,17 +22,23 @@ use tokio::sync::Semaphore;
 use super::FilesQuery;
 use super::body::{Body, Framing};
 use super::download::{Span, prepare};
+use super::pages::Pages;
 use super::upload::{Plan, content_type, is_gzip};
+use super::writer::Writer;
 use crate::auth;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::settings::Settings;
 
-/// Transfers at once; each holds a thread. Further ones go through the library.
-const MAX_TRANSFERS: usize = 32;
+/// Transfers at once; each holds two threads and a few MiB. Further ones go through the library.
+const MAX_TRANSFERS: usize = 8;
 /// Longest request head looked at, bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// Most header fields looked at.
 const MAX_FIELDS: usize = 64;
+/// Bytes of an upload written at once.
+const BUFFER: usize = 1024 * 1024;
+/// Bytes of a download sent at once, while as many are read from the disk.
+const STRIDE: u64 = 2 * 1024 * 1024;
 /// A peer that is silent in the middle of a transfer is given up on.
 const STALL: Duration = Duration::from_secs(600);
 
@@ -194,9 +201,10 @@ fn upload(
     settings: &Settings,
 ) -> io::Result<After> {
     let mut body = Body::new(&*connection, head.framing);
-    let uploaded = admitted.and_then(|()| receive(&mut body, head, settings));
+    let mut pages = Pages::new(head.framing.length().map_or(BUFFER, |length| length.min(BUFFER)));
+    let uploaded = admitted.and_then(|()| receive(&mut body, &mut pages, head, settings));
     // What is left of a refused body has to go, or the client would see a broken connection and no answer.
-    let discarded = body.discard();
+    let discarded = body.discard(pages.bytes());
     let after = if body.is_exhausted() && discarded.is_ok() { head.closes() } else { After::Close };
     drop(body);
     match uploaded {
@@ -213,7 +221,11 @@ fn send_file(connection: &mut Connection, head: &Head, answer: Response<Option<S
     let mut offset = start;
     let end = start + length;
     while offset < end {
-        let wanted = usize::try_from(end - offset).unwrap_or(usize::MAX);
+        // The kernel's own reading ahead is meant for programs in small pieces: a fraction of what the disk can do.
+        let ahead = NonZeroU64::new(2 * STRIDE);
+        // Advice that is not taken costs time and nothing else.
+        let _ = rustix::fs::fadvise(&file, offset, ahead, rustix::fs::Advice::WillNeed);
+        let wanted = usize::try_from(STRIDE.min(end - offset)).unwrap_or(usize::MAX);
         // A file that shrinks breaks the connection, for the promised length cannot be kept.
         if rustix::fs::sendfile(&*connection, &file, Some(&mut offset), wanted)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -222,21 +234,63 @@ fn send_file(connection: &mut Connection, head: &Head, answer: Response<Option<S
     Ok(())
 }
 
-fn receive(body: &mut Body<&Connection>, head: &Head, settings: &Settings) -> Result<String> {
+fn receive(
+    body: &mut Body<&Connection>,
+    pages: &mut Pages,
+    head: &Head,
+    settings: &Settings,
+) -> Result<String> {
     let target = Plan::new(settings, head.query()?, &head.headers)?.only_target(false)?;
     let mut writer = target.open()?;
-    loop {
-        let piece = body.piece().map_err(|e| Error::invalid(format!("the body broke off: {e}")))?;
-        if piece.is_empty() {
-            break;
-        }
-        writer.write(piece)?;
-        let written = piece.len();
-        body.consume(written);
+    let filled = body.fill(pages.bytes()).map_err(broke_off)?;
+    if filled < BUFFER {
+        writer.write(&pages.bytes()[..filled])?;
+        writer.finish()?;
+    } else {
+        writer.write_pages(pages)?;
+        pipeline(body, pages, writer)?;
     }
-    writer.finish()?;
     serde_json::to_string(&[target.uploaded()])
         .map_err(|e| Error::invalid(format!("the answer cannot be written: {e}")))
+}
+
+/// Writes one buffer while the next is being filled: the disk and the network are both waited for.
+fn pipeline(body: &mut Body<&Connection>, pages: &mut Pages, mut writer: Writer) -> Result<()> {
+    let (full, to_write) = mpsc::sync_channel::<(Pages, usize)>(0);
+    let (empty, to_fill) = mpsc::sync_channel(2);
+    let spare = std::mem::replace(pages, Pages::new(BUFFER));
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            for (mut pages, filled) in to_write {
+                if filled < BUFFER {
+                    writer.write(&pages.bytes()[..filled])?
+                } else {
+                    writer.write_pages(&mut pages)?
+                }
+                // Nobody fills any more once the last one is here.
+                let _ = empty.send(pages);
+            }
+            writer.finish()
+        });
+        let mut next = vec![spare, Pages::new(BUFFER)];
+        let received = loop {
+            // A writer that has ended says why below.
+            let Some(mut pages) = next.pop().or_else(|| to_fill.recv().ok()) else { break Ok(()) };
+            match body.fill(pages.bytes()) {
+                Ok(filled) if full.send((pages, filled)).is_err() || filled < BUFFER => break Ok(()),
+                Ok(_) => {}
+                Err(error) => break Err(broke_off(error)),
+            }
+        };
+        drop(full);
+        let written =
+            writing.join().unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the writing was interrupted")));
+        received.and(written)
+    })
+}
+
+fn broke_off(error: io::Error) -> Error {
+    Error::invalid(format!("the body broke off: {error}"))
 }
 
 fn send_text(connection: &mut Connection, head: &Head, status: StatusCode, json: &str) -> io::Result<()> {

@@ -5,6 +5,7 @@ pub(crate) mod bulk;
 mod configure;
 mod download;
 mod metrics;
+mod pages;
 mod ports;
 mod upload;
 mod writer;

@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use wrenn_protocol::guest::UploadedFile;
 
+use super::pages::Pages;
 use crate::accounts::User;
 use crate::error::{Error, Result};
 use crate::filesystem::{make_parents, write_metadata};
@@ -33,6 +34,18 @@ pub(super) struct Target {
 pub(super) struct Writer {
     sink: Sink,
     path: String,
+    caching: Caching,
+}
+
+/// Whether what is written stays in the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caching {
+    /// It does.
+    Kept,
+    /// It does, because this file system cannot do without.
+    Needed,
+    /// It goes straight to the disk: a large file then costs neither a copy nor the guest's memory.
+    Bypassed,
 }
 
 enum Sink {
@@ -50,7 +63,7 @@ impl Target {
         write_metadata(&file, &self.path, &self.metadata);
         let sink =
             if self.gzip { Sink::Gzip(Box::new(MultiGzDecoder::new(file))) } else { Sink::Plain(file) };
-        Ok(Writer { sink, path: self.path.clone() })
+        Ok(Writer { sink, path: self.path.clone(), caching: Caching::Kept })
     }
 
     /// What the answer says about it.
@@ -97,8 +110,26 @@ impl Target {
 }
 
 impl Writer {
+    /// Appends whole pages, past the page cache if everything before was written so. Blocks.
+    pub(super) fn write_pages(&mut self, pages: &mut Pages) -> Result<()> {
+        let bytes: &[u8] = pages.bytes();
+        let Sink::Plain(file) = &mut self.sink else { return self.write(bytes) };
+        if self.caching == Caching::Kept {
+            self.caching = if bypass_cache(file, true) { Caching::Bypassed } else { Caching::Needed };
+        }
+        if self.caching == Caching::Needed {
+            return self.write(bytes);
+        }
+        let written = write_direct(file, bytes).map_err(|e| refused(&self.path, &e))?;
+        if written == bytes.len() { Ok(()) } else { self.write(&bytes[written..]) }
+    }
+
     /// Appends `bytes`. Blocks.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if let (Sink::Plain(file), Caching::Bypassed) = (&self.sink, self.caching) {
+            bypass_cache(file, false);
+            self.caching = Caching::Needed;
+        }
         let written = match &mut self.sink {
             Sink::Plain(file) => file.write_all(bytes),
             Sink::Gzip(decoder) => decoder.write_all(bytes),
@@ -117,6 +148,30 @@ impl Writer {
     fn failed(&self, error: &io::Error) -> Error {
         refused(&self.path, error)
     }
+}
+
+/// Whether the file now writes past the page cache if it should.
+fn bypass_cache(file: &File, bypass: bool) -> bool {
+    let set = |flags: OFlags| rustix::fs::fcntl_setfl(file, flags);
+    rustix::fs::fcntl_getfl(file)
+        .and_then(|flags| set(if bypass { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT }))
+        .is_ok()
+}
+
+/// Writes as much as the disk takes in whole blocks, and tells how much; the rest is for the page cache.
+fn write_direct(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => break,
+            Ok(some) => written += some,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The file system takes the flag and not this alignment.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
 }
 
 fn refused(path: &str, error: &io::Error) -> Error {

@@ -20,6 +20,9 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::server;
 
+/// Scheduling priority ("nice") of the daemon.
+const PRIORITY: i32 = -20;
+
 /// A step of the start that failed.
 #[derive(Debug, Error)]
 #[error("{step}: {source}")]
@@ -50,6 +53,14 @@ pub(crate) fn run() -> ExitCode {
     power::off()
 }
 
+/// Lets the daemon, and every thread it will start, run before what it serves: a program that takes all of the CPU must
+/// not decide when a keystroke or a signal against it arrives. Processes start without this, see
+/// [`crate::process`].
+fn raise_priority() {
+    // Without it the daemon only waits its turn.
+    let _ = rustix::process::setpriority_process(None, PRIORITY);
+}
+
 fn set_up() -> Result<(), InitError> {
     mounts::early()?;
     modules::load()?;
@@ -57,6 +68,7 @@ fn set_up() -> Result<(), InitError> {
     mounts::late()?;
     network::bring_up()?;
     identity::write_files();
+    raise_priority();
     disk::grow_in_background();
     Ok(())
 }

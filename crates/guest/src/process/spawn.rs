@@ -64,6 +64,7 @@ struct Child {
     switch_user: bool,
     stdio: [RawFd; 3],
     terminal: bool,
+    raised: bool,
     failed_stage: i32,
     failed_errno: i32,
 }
@@ -88,6 +89,7 @@ impl Plan<'_> {
             switch_user: rustix::process::geteuid().is_root(),
             stdio: self.stdio.map(|fd| fd.as_raw_fd()),
             terminal: self.terminal,
+            raised: rustix::process::getpriority_process(None).is_ok_and(|priority| priority < 0),
             failed_stage: 0,
             failed_errno: 0,
         };
@@ -231,6 +233,9 @@ impl Child {
         unsafe {
             default_signals();
             attempt!(Stage::Terminal, libc::SYS_setsid);
+            if self.raised {
+                attempt!(Stage::Identity, libc::SYS_setpriority, libc::PRIO_PROCESS, 0, 0);
+            }
             let failed = self.place_descriptors();
             if failed != 0 {
                 return (Stage::Descriptors, failed);
