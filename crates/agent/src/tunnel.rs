@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -10,19 +9,17 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::debug;
 use wrenn_core::CapsuleId;
+use wrenn_protocol::drained::Drained;
 use wrenn_protocol::tunnel::{self, TunnelError};
 
 use crate::gathered::Gathered;
 use crate::manager::Manager;
 use crate::traffic::Lease;
 
-/// How long the rest of a request is read after an early answer.
-const DRAIN: Duration = Duration::from_secs(5);
 /// Headers that concern one connection only (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -63,7 +60,7 @@ async fn forward(manager: &Manager, request: Request) -> Result<Response, (Tunne
     head.version = http::Version::HTTP_11;
     drop_hop_by_hop(&mut head.headers);
     head.headers.remove(header::HOST);
-    let body = Body::new(Drained(Some(Gathered::new(body))));
+    let body = Body::new(Drained::new(Gathered::new(body)));
     let answer = tokio::select! {
         answer = endpoint.send(Request::from_parts(head, body)) => answer,
         () = lease.revoked() => return Err(closed()),
@@ -96,43 +93,6 @@ fn refuse(error: TunnelError, message: String) -> Response {
     *response.status_mut() = error.status();
     response.headers_mut().insert(tunnel::ERROR_HEADER, HeaderValue::from_static(error.as_str()));
     response
-}
-
-/// A request's body that is read on for a while where the guest answered before its end, because a connection that is
-/// closed with bytes unread is reset, and the answer lost with it.
-struct Drained(Option<Gathered>);
-
-impl HttpBody for Drained {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        match &mut self.0 {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(HttpBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
-    }
-}
-
-impl Drop for Drained {
-    fn drop(&mut self) {
-        if let Some(mut body) = self.0.take().filter(|body| !body.is_end_stream()) {
-            tokio::spawn(tokio::time::timeout(DRAIN, async move {
-                while let Some(Ok(_)) = body.frame().await {}
-            }));
-        }
-    }
 }
 
 /// An answer's body that holds its lease to the end, and breaks off when the lease is revoked: the guest is gone

@@ -52,10 +52,10 @@ struct Args {
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=512))]
     mib: u32,
     /// Repetitions of each transfer
-    #[arg(long, default_value_t = 3, value_parser = repetitions)]
+    #[arg(long, default_value_t = 5, value_parser = repetitions)]
     transfers: usize,
     /// Repetitions of each boot
-    #[arg(long, default_value_t = 6, value_parser = repetitions)]
+    #[arg(long, default_value_t = 12, value_parser = repetitions)]
     boots: usize,
 }
 

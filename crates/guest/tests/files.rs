@@ -196,6 +196,59 @@ async fn memory_stays_flat_whatever_the_size() {
     assert!(grown < 48 << 20, "grew by {} MiB", grown >> 20);
 }
 
+/// Beyond their beginning, large files pass the page cache by where the file system can, in whole pages.
+#[tokio::test]
+async fn large_files_come_back_unchanged_from_disks_and_from_memory() {
+    let daemon = Daemon::start();
+    let (directory, memory) = (tempfile::tempdir().unwrap(), Disk::of("64m"));
+    for place in [directory.path(), memory.path()] {
+        for size in [4 << 20, (4 << 20) + 1, 6 << 20, (9 << 20) + 4096 + 123] {
+            let path = place.join(format!("large-{size}"));
+            let data: Vec<u8> = (0..size).map(|i: u32| (i % 251) as u8).collect();
+            let (port, target, sent) = (daemon.port, files(&path), data.clone());
+            tokio::task::spawn_blocking(move || send_in_chunks(port, &target, &sent)).await.unwrap();
+            assert!(std::fs::read(&path).unwrap() == data, "{}", path.display());
+            forget_cached(&path);
+            assert!(daemon.get(&files(&path)).await.body == data, "{}", path.display());
+            forget_cached(&path);
+            for start in [4096, 4097] {
+                let request =
+                    Request::get(daemon.url(&files(&path))).header("range", format!("bytes={start}-"));
+                let part = daemon.send(request, Bytes::new()).await;
+                assert!(part.body == data[start..], "{} from {start}", path.display());
+            }
+        }
+    }
+}
+
+/// Chunks of sizes that fit no buffer.
+fn send_in_chunks(port: u16, target: &str, data: &[u8]) {
+    let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(
+        connection,
+        "POST {target} HTTP/1.1\r\nhost: x\r\ncontent-type: {OCTETS}\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    .unwrap();
+    for (chunk, size) in data.chunks(70_001).zip([70_001, 1, 4096, 33].into_iter().cycle()) {
+        for part in chunk.chunks(size.max(1021)) {
+            write!(connection, "{:x}\r\n", part.len()).unwrap();
+            connection.write_all(part).unwrap();
+            connection.write_all(b"\r\n").unwrap();
+        }
+    }
+    connection.write_all(b"0\r\n\r\n").unwrap();
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+/// The next read of the file asks its disk.
+fn forget_cached(path: &Path) {
+    let file = std::fs::File::open(path).unwrap();
+    rustix::fs::fsync(&file).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
 /// Sends and fetches `mebibytes` without ever holding them.
 fn stream_through(port: u16, target: &str, mebibytes: usize) {
     let piece = vec![0xA5_u8; 1 << 20];

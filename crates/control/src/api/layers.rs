@@ -17,6 +17,8 @@ use tower_http::request_id::{MakeRequestId, RequestId};
 use tower_http::trace::TraceLayer;
 use tracing::{Level, Span};
 
+use wrenn_protocol::drained::Drained;
+
 use super::ApiError;
 
 /// The whole API as one service.
@@ -46,7 +48,9 @@ pub(crate) fn service(router: Router) -> Service {
         },
     );
     let stack = ServiceBuilder::new()
-        .map_request(|request: http::Request<hyper::body::Incoming>| drop_odd_id(request.map(Body::new)))
+        .map_request(|request: http::Request<hyper::body::Incoming>| {
+            drop_odd_id(request.map(|body| Body::new(Drained::new(body))))
+        })
         .set_request_id(REQUEST_ID, RandomId)
         .layer(trace)
         .propagate_request_id(REQUEST_ID)

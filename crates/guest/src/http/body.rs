@@ -5,6 +5,8 @@ use std::io::{self, BufRead as _, BufReader, Read, Take};
 
 /// Bytes received ahead while framing is looked at.
 const AHEAD: usize = 1024;
+/// Bytes dropped at once.
+const DISCARDED: usize = 16 * 1024;
 /// Longest line of chunk framing, bytes.
 const MAX_LINE: u64 = 1024;
 /// Most lines after the last chunk.
@@ -91,9 +93,10 @@ impl<R: Read> Body<R> {
         Ok(read)
     }
 
-    /// Reads the rest through `buffer` and drops it.
-    pub(super) fn discard(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        while self.read(buffer)? > 0 {}
+    /// Reads the rest and drops it.
+    pub(super) fn discard(&mut self) -> io::Result<()> {
+        let mut buffer = vec![0; DISCARDED];
+        while self.read(&mut buffer)? > 0 {}
         Ok(())
     }
 

@@ -8,23 +8,24 @@
 //!
 //! The first request that is anything else is left unread, and the connection goes to the library for good.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream as Connection;
-use std::num::NonZeroU64;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use axum::extract::Query;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
+use rustix::io::{Errno, ReadWriteFlags};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::FilesQuery;
 use super::body::{Body, Framing};
 use super::download::{Span, prepare};
-use super::pages::Pages;
+use super::pages::{HUGE_PAGE, Pages};
 use super::upload::{Plan, content_type, is_gzip};
-use super::writer::Writer;
+use super::writer::{PAGE, Target, Writer, bypass_cache};
 use crate::auth;
 use crate::error::{Error, Kind, Result};
 use crate::settings::Settings;
@@ -35,10 +36,12 @@ const MAX_TRANSFERS: usize = 8;
 const MAX_HEAD: usize = 8 * 1024;
 /// Most header fields looked at.
 const MAX_FIELDS: usize = 64;
-/// Bytes of an upload written at once.
-const BUFFER: usize = 1024 * 1024;
-/// Bytes of a download sent at once, while as many are read from the disk.
-const STRIDE: u64 = 2 * 1024 * 1024;
+/// Bytes of an upload written at once. Small enough to stay in the CPU's cache.
+const BUFFER: usize = 256 * 1024;
+/// Beginning of an upload that stays in the page cache, bytes; what comes after it goes straight to the disk.
+const SMALL: usize = 4 * 1024 * 1024;
+/// Smallest download that may pass the page cache by, bytes.
+const DIRECT: u64 = 4 * 1024 * 1024;
 /// A peer that is silent in the middle of a transfer is given up on.
 const STALL: Duration = Duration::from_secs(600);
 
@@ -201,10 +204,9 @@ fn upload(
     settings: &Settings,
 ) -> io::Result<After> {
     let mut body = Body::new(&*connection, head.framing);
-    let mut pages = Pages::new(head.framing.length().map_or(BUFFER, |length| length.min(BUFFER)));
-    let uploaded = admitted.and_then(|()| receive(&mut body, &mut pages, head, settings));
+    let uploaded = admitted.and_then(|()| receive(&mut body, head, settings));
     // What is left of a refused body has to go, or the client would see a broken connection and no answer.
-    let discarded = body.discard(pages.bytes());
+    let discarded = body.discard();
     let after = if body.is_exhausted() && discarded.is_ok() { head.closes() } else { After::Close };
     drop(body);
     match uploaded {
@@ -218,66 +220,116 @@ fn send_file(connection: &mut Connection, head: &Head, answer: Response<Option<S
     let (parts, span) = answer.into_parts();
     connection.write_all(&head_bytes(head, parts.status, &parts.headers))?;
     let Some(Span { file, start, length }) = span else { return Ok(()) };
-    let mut offset = start;
-    let end = start + length;
-    while offset < end {
-        // The kernel's own reading ahead is meant for programs in small pieces: a fraction of what the disk can do.
-        let ahead = NonZeroU64::new(2 * STRIDE);
-        // Advice that is not taken costs time and nothing else.
-        let _ = rustix::fs::fadvise(&file, offset, ahead, rustix::fs::Advice::WillNeed);
-        let wanted = usize::try_from(STRIDE.min(end - offset)).unwrap_or(usize::MAX);
-        // A file that shrinks breaks the connection, for the promised length cannot be kept.
-        if rustix::fs::sendfile(&*connection, &file, Some(&mut offset), wanted)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
+    let direct = if length >= DIRECT { Some(Pages::new()) } else { None };
+    Sender { connection, file, offset: start, end: start + length, direct }.run()
 }
 
-fn receive(
-    body: &mut Body<&Connection>,
-    pages: &mut Pages,
-    head: &Head,
-    settings: &Settings,
-) -> Result<String> {
+/// A file on its way out.
+struct Sender<'a> {
+    connection: &'a mut Connection,
+    file: File,
+    offset: u64,
+    end: u64,
+    /// Where pages are read to past the page cache; `None` where that does not pay or does not work.
+    direct: Option<Pages>,
+}
+
+impl Sender<'_> {
+    /// Sends what is in memory from there and the rest from the disk: filling the page cache would cost more than the
+    /// sending.
+    fn run(mut self) -> io::Result<()> {
+        while self.offset < self.end {
+            let whole = self.end - self.offset >= HUGE_PAGE as u64 && self.offset.is_multiple_of(PAGE as u64);
+            match self.direct.take() {
+                Some(pages) if whole && !self.is_cached() => self.send_uncached(pages)?,
+                direct => {
+                    self.direct = direct;
+                    self.send_cached()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_cached(&mut self) -> io::Result<()> {
+        let wanted = usize::try_from(self.end - self.offset).map_or(HUGE_PAGE, |left| left.min(HUGE_PAGE));
+        // A file that shrinks breaks the connection, for the promised length cannot be kept.
+        match rustix::fs::sendfile(&*self.connection, &self.file, Some(&mut self.offset), wanted)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the pages for the next time if the file system can be read so.
+    fn send_uncached(&mut self, mut pages: Pages) -> io::Result<()> {
+        if !bypass_cache(&self.file, true) {
+            return Ok(());
+        }
+        let read = rustix::io::pread(&self.file, pages.bytes(), self.offset);
+        bypass_cache(&self.file, false);
+        match read {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                self.connection.write_all(&pages.bytes()[..read])?;
+                self.offset += read as u64;
+            }
+            // The file system takes the flag and not this alignment.
+            Err(Errno::INVAL) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        self.direct = Some(pages);
+        Ok(())
+    }
+
+    /// Whether the next byte is in memory.
+    fn is_cached(&self) -> bool {
+        let mut byte = [0];
+        let mut buffers = [io::IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(&self.file, &mut buffers, self.offset, ReadWriteFlags::NOWAIT).is_ok()
+    }
+}
+
+fn receive(body: &mut Body<&Connection>, head: &Head, settings: &Settings) -> Result<String> {
     let target = Plan::new(settings, head.query()?, &head.headers)?.only_target(false)?;
     let mut writer = target.open()?;
-    let filled = body.fill(pages.bytes()).map_err(broke_off)?;
-    if filled < BUFFER {
-        writer.write(&pages.bytes()[..filled])?;
-        writer.finish()?;
-    } else {
-        writer.write_pages(pages)?;
-        pipeline(body, pages, writer)?;
+    let mut buffer = vec![0; head.framing.length().map_or(BUFFER, |length| length.min(BUFFER))];
+    for _ in 0..SMALL / BUFFER {
+        let filled = body.fill(&mut buffer).map_err(broke_off)?;
+        writer.write(&buffer[..filled])?;
+        if filled < BUFFER {
+            return answer(writer, &target);
+        }
     }
+    drop(buffer);
+    answer(pipeline(body, writer)?, &target)
+}
+
+fn answer(writer: Writer, target: &Target) -> Result<String> {
+    writer.finish()?;
     serde_json::to_string(&[target.uploaded()])
         .map_err(|e| Error::invalid(format!("the answer cannot be written: {e}")))
 }
 
 /// Writes one buffer while the next is being filled: the disk and the network are both waited for.
-fn pipeline(body: &mut Body<&Connection>, pages: &mut Pages, mut writer: Writer) -> Result<()> {
+fn pipeline(body: &mut Body<&Connection>, mut writer: Writer) -> Result<Writer> {
     let (full, to_write) = mpsc::sync_channel::<(Pages, usize)>(0);
     let (empty, to_fill) = mpsc::sync_channel(2);
-    let spare = std::mem::replace(pages, Pages::new(BUFFER));
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || {
             for (mut pages, filled) in to_write {
-                if filled < BUFFER {
-                    writer.write(&pages.bytes()[..filled])?
-                } else {
-                    writer.write_pages(&mut pages)?
-                }
+                writer.write_pages(&pages.bytes()[..filled])?;
                 // Nobody fills any more once the last one is here.
                 let _ = empty.send(pages);
             }
-            writer.finish()
+            Ok(writer)
         });
-        let mut next = vec![spare, Pages::new(BUFFER)];
+        let mut fresh = vec![Pages::new(), Pages::new()];
         let received = loop {
             // A writer that has ended says why below.
-            let Some(mut pages) = next.pop().or_else(|| to_fill.recv().ok()) else { break Ok(()) };
+            let Some(mut pages) = fresh.pop().or_else(|| to_fill.recv().ok()) else { break Ok(()) };
             match body.fill(pages.bytes()) {
-                Ok(filled) if full.send((pages, filled)).is_err() || filled < BUFFER => break Ok(()),
+                Ok(filled) if full.send((pages, filled)).is_err() || filled < HUGE_PAGE => break Ok(()),
                 Ok(_) => {}
                 Err(error) => break Err(broke_off(error)),
             }

@@ -11,11 +11,13 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use wrenn_protocol::guest::UploadedFile;
 
-use super::pages::Pages;
 use crate::accounts::User;
 use crate::error::{Error, Result};
 use crate::filesystem::{make_parents, write_metadata};
 use crate::paths;
+
+/// What writing past the page cache demands of offsets and lengths, bytes: at most this, on every disk in use.
+pub(super) const PAGE: usize = 4096;
 
 /// Where one uploaded file goes, and how.
 #[derive(Debug, Clone)]
@@ -110,17 +112,17 @@ impl Target {
 }
 
 impl Writer {
-    /// Appends whole pages, past the page cache if everything before was written so. Blocks.
-    pub(super) fn write_pages(&mut self, pages: &mut Pages) -> Result<()> {
-        let bytes: &[u8] = pages.bytes();
+    /// Appends bytes that are aligned in memory, past the page cache where the file system can. Blocks.
+    pub(super) fn write_pages(&mut self, bytes: &[u8]) -> Result<()> {
         let Sink::Plain(file) = &mut self.sink else { return self.write(bytes) };
+        let whole = bytes.len() - bytes.len() % PAGE;
         if self.caching == Caching::Kept {
             self.caching = if bypass_cache(file, true) { Caching::Bypassed } else { Caching::Needed };
         }
         if self.caching == Caching::Needed {
             return self.write(bytes);
         }
-        let written = write_direct(file, bytes).map_err(|e| refused(&self.path, &e))?;
+        let written = write_direct(file, &bytes[..whole]).map_err(|e| refused(&self.path, &e))?;
         if written == bytes.len() { Ok(()) } else { self.write(&bytes[written..]) }
     }
 
@@ -150,8 +152,8 @@ impl Writer {
     }
 }
 
-/// Whether the file now writes past the page cache if it should.
-fn bypass_cache(file: &File, bypass: bool) -> bool {
+/// Whether the file is now used past the page cache if it should be.
+pub(super) fn bypass_cache(file: &File, bypass: bool) -> bool {
     let set = |flags: OFlags| rustix::fs::fcntl_setfl(file, flags);
     rustix::fs::fcntl_getfl(file)
         .and_then(|flags| set(if bypass { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT }))
