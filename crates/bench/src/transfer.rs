@@ -140,7 +140,7 @@ impl Bench<'_> {
         let begun = Instant::now();
         match way {
             Way::Api => {
-                self.lab.client.upload(self.subject.id, FILE, StreamReader::new(self.pieces())).await?
+                self.lab.client.upload(self.subject.id, FILE, StreamReader::new(self.pieces())).await?;
             }
             Way::Daemon => self.daemon_upload().await?,
             Way::TcpFile => self.tcp_upload(b"S").await?,
