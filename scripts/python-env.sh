@@ -23,7 +23,7 @@ unpack_python() {
   local root=$venv.root
   if [ ! -e "$root/usr/bin/python3.13" ]; then
     rm -rf "$root"
-    mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates,iproute2,util-linux trixie "$root" \
+    mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates,iproute2,postgresql-client,util-linux trixie "$root" \
       "${WRENN_DEBIAN_MIRROR:-http://deb.debian.org/debian}"
   fi
   echo "$root"
