@@ -231,7 +231,7 @@ impl Registrar {
     /// # Errors
     /// Where the control plane is not reached or refuses.
     pub async fn renew(&self, current: &Credentials) -> Result<Credentials, CredentialsError> {
-        let body = serde_json::json!({ "refresh_token": current.refresh_token });
+        let body = serde_json::json!({ "refresh_token": current.refresh_token, "repeatable": true });
         self.call("/v1/hosts/auth/refresh", &body).await
     }
 
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(registrar.renew(&held).await.unwrap().refresh_token, "next");
         assert_eq!(stored(), "next");
         let [lost, answered] = control.await.unwrap();
-        assert!(lost.ends_with(r#"{"refresh_token":"held"}"#), "{lost}");
-        assert!(answered.ends_with(r#"{"refresh_token":"held"}"#), "{answered}");
+        assert!(lost.ends_with(r#"{"refresh_token":"held","repeatable":true}"#), "{lost}");
+        assert!(answered.ends_with(r#"{"refresh_token":"held","repeatable":true}"#), "{answered}");
     }
 }

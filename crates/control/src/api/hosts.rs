@@ -39,6 +39,9 @@ pub(super) struct Refresh {
     /// The refresh token; it is used up.
     #[schema(required, nullable = false)]
     refresh_token: Option<String>,
+    /// Keep the token until the next one is used, so that it can be sent again where the answer gets lost.
+    #[serde(default)]
+    repeatable: bool,
 }
 
 /// A machine that runs capsules.
@@ -187,7 +190,8 @@ pub(super) async fn register(
 
 /// Renew a host's credentials
 ///
-/// The refresh token is the credential; the answer holds the next one. Where the answer got lost, ask again with the same.
+/// The refresh token is the credential; the answer holds the next one. Where the answer may get lost, ask
+/// `repeatable`, and again with the same token.
 #[utoipa::path(post, path = "/v1/hosts/auth/refresh", tag = "hosts", request_body = Refresh, security(()),
     responses((status = 200, body = HostCredentials), Failures))]
 pub(super) async fn refresh(
@@ -195,5 +199,5 @@ pub(super) async fn refresh(
     Json(body): Json<Refresh>,
 ) -> Result<axum::Json<HostCredentials>, ApiError> {
     let token = required(body.refresh_token, "refresh_token")?;
-    Ok(axum::Json(hosts::refresh(&app, &token).await?.into()))
+    Ok(axum::Json(hosts::refresh(&app, &token, body.repeatable).await?.into()))
 }

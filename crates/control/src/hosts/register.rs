@@ -1,7 +1,7 @@
 //! How a machine becomes a host and stays one: a one-use token buys credentials, a refresh token renews them.
 //!
-//! A refresh token is followed by the next one, but ends only when that is used: an answer that got lost must not lock
-//! the host out.
+//! An agent asks for a refresh token to end only when the next one is used: an answer that got lost must not lock the
+//! host out.
 
 use std::fmt;
 
@@ -128,13 +128,14 @@ pub(crate) async fn register(
     credentials(app, host, refresh).await
 }
 
-/// Turns a refresh token into new credentials. May be repeated with the same token until one that it bought is used.
-pub(crate) async fn refresh(app: &App, token: &str) -> Result<Credentials, RegisterError> {
+/// Turns a refresh token into new credentials. Where `repeatable`, it stays usable until one that it bought is used.
+pub(crate) async fn refresh(app: &App, token: &str, repeatable: bool) -> Result<Credentials, RegisterError> {
     let refresh = secret::random_hex::<32>();
     let host = app
         .store
         .rotate_refresh(
             &secret::hash(token),
+            repeatable,
             &secret::hash(&refresh),
             OffsetDateTime::now_utc() + REFRESH_LIFE,
         )

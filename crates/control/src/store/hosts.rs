@@ -308,15 +308,16 @@ impl Store {
 
     /// Buys a new refresh token with one that the host has. `None` where that is unknown, revoked or expired.
     ///
-    /// Its use proves that the host received it, so every other token of the host ends, except those that it has bought
-    /// itself: one of them may have arrived, and which one is only known when it is used in its turn. It stays usable
-    /// until then, so that a host that never got the answer can ask again.
+    /// Its use proves that the host received it, so every other token of the host ends, and so does it, unless it is
+    /// `repeatable`. Then it stays, and those that it has bought itself, because one of them may have arrived: which one
+    /// is known when that is used in its turn. Until then a host that never got the answer can ask again.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn rotate_refresh(
         &self,
         old_hash: &str,
+        repeatable: bool,
         new_hash: &str,
         expires_at: OffsetDateTime,
     ) -> Result<Option<HostId>, StoreError> {
@@ -340,9 +341,10 @@ impl Store {
         let Some(used) = used else { return Ok(None) };
         sqlx::query!(
             "update host_refresh_tokens set revoked_at = now() where host_id = $1 and revoked_at is null \
-             and id <> $2 and parent_id is distinct from $2",
+             and not ($3 and (id = $2 or parent_id is not distinct from $2))",
             host,
-            used
+            used,
+            repeatable
         )
         .execute(&mut *tx)
         .await?;
