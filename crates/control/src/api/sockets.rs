@@ -21,7 +21,7 @@ pub(super) async fn exec_stream(
     InCapsule(id): InCapsule,
     handshake: Handshake,
 ) -> Response {
-    handshake.serve(app, id, Dialect::Stream, ws::exec)
+    handshake.serve(app, id, Dialect::Exec, ws::exec)
 }
 
 /// Stream the output of a running process
@@ -37,7 +37,7 @@ pub(super) async fn process_stream(
     handshake: Handshake,
 ) -> Response {
     let selector = Selector::parse(&selector);
-    handshake.serve(app, id, Dialect::Stream, |task| ws::attach(task, selector))
+    handshake.serve(app, id, Dialect::Follow, |task| ws::attach(task, selector))
 }
 
 /// Open a terminal

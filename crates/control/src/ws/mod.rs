@@ -38,7 +38,8 @@ pub(crate) use pty::pty;
 const BEAT_EVERY: Duration = Duration::from_secs(30);
 /// A peer that sends nothing at all for this long, not even Pongs, is gone.
 const IDLE: Duration = Duration::from_secs(120);
-const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take to say the first thing.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// How long the last messages may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages waiting to be written.
@@ -73,11 +74,13 @@ impl FromRequestParts<App> for Handshake {
     }
 }
 
-/// How text messages of a route report failure.
+/// How a route speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
-    /// exec and process streams; kept alive by Ping frames.
-    Stream,
+    /// A stream that the client begins; kept alive by Ping frames.
+    Exec,
+    /// A stream that is followed in silence; kept alive by Ping frames.
+    Follow,
     /// Terminals; kept alive by `ping` messages, failures carry `fatal`.
     Terminal,
 }
@@ -170,14 +173,14 @@ impl SocketTask {
 impl Dialect {
     fn beat(self) -> Message {
         match self {
-            Self::Stream => Message::Ping(Bytes::new()),
+            Self::Exec | Self::Follow => Message::Ping(Bytes::new()),
             Self::Terminal => Message::Text(Utf8Bytes::from_static(r#"{"type":"ping"}"#)),
         }
     }
 
     fn error(self, text: &str) -> Value {
         match self {
-            Self::Stream => serde_json::json!({"type": "error", "data": text}),
+            Self::Exec | Self::Follow => serde_json::json!({"type": "error", "data": text}),
             Self::Terminal => serde_json::json!({"type": "error", "data": text, "fatal": true}),
         }
     }
@@ -189,15 +192,28 @@ impl Session {
             Ok(caller) => caller,
             Err(error) if error.status == StatusCode::UNAUTHORIZED => {
                 // The first message would carry a user's token, and nobody here can have one.
-                return match timeout(AUTH_TIMEOUT, self.receive()).await {
+                return match timeout(FIRST_MESSAGE, self.receive()).await {
                     Ok(Err(ending)) => Err(ending),
                     Ok(Ok(_)) | Err(_) => Err(Ending::Unauthorized),
                 };
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.refuse(error).await),
         };
         self.team = Some(caller.team);
-        Ok(crate::capsules::guest(&self.app, caller.team, self.capsule).await?)
+        match crate::capsules::guest(&self.app, caller.team, self.capsule).await {
+            Ok(guest) => Ok(guest),
+            Err(error) => Err(self.refuse(error).await),
+        }
+    }
+
+    /// A client that speaks first would fail to, and never read why, if the socket were closed before it did.
+    async fn refuse(&mut self, error: ApiError) -> Ending {
+        if self.dialect != Dialect::Follow
+            && let Ok(Err(ending)) = timeout(FIRST_MESSAGE, self.receive()).await
+        {
+            return ending;
+        }
+        error.into()
     }
 
     /// The next message with content. JSON that is none is reported as `null`, which no message is.
