@@ -24,31 +24,51 @@ pub enum DiskError {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// The base image that the disk builds on is not there.
-    #[error("the base image {path:?} is missing: rebuild or fetch its template")]
+    /// An image that the disk builds on is not there.
+    #[error("the image {path:?}, which the disk builds on, is missing: rebuild or fetch its template")]
     BackingMissing {
-        /// Where the base image should be.
+        /// Where the image should be.
         path: PathBuf,
     },
-    /// The disk would be smaller than what its base holds.
-    #[error("a disk of {asked_mb} MiB cannot hold its base image of {base_mb} MiB: ask for at least that")]
+    /// The disk would be smaller than what is in it.
+    #[error(
+        "a disk of {asked_mb} MiB cannot hold the {base_mb} MiB that it builds on: ask for at least that"
+    )]
     TooSmall {
         /// MiB asked for.
         asked_mb: u64,
-        /// MiB of the base image, rounded up.
+        /// MiB of the base image or of the disk so far, rounded up.
         base_mb: u64,
     },
-    /// A disk with that path exists.
+    /// The disk would be larger than the format allows.
+    #[error("a disk of {asked_mb} MiB is too large: {most_mb} MiB is the most")]
+    TooLarge {
+        /// MiB asked for.
+        asked_mb: u64,
+        /// MiB of the largest disk.
+        most_mb: u64,
+    },
+    /// The chain has as many layers as it can.
+    #[error("{path:?} has {layers} layers below it, the most there can be: flatten the disk first")]
+    TooDeep {
+        /// The top of the chain.
+        path: PathBuf,
+        /// Layers that it has.
+        layers: usize,
+    },
+    /// A file with that name exists.
     #[error("{path:?} exists already: delete it first, a disk is never overwritten")]
     Exists {
         /// The path that is taken.
         path: PathBuf,
     },
-    /// `path` is not a copy-on-write disk of this driver's kind.
-    #[error("{path:?} is not a copy-on-write disk over a base image")]
-    NotAnOverlay {
+    /// `path` is not a sound layer of this driver's kind.
+    #[error("{path:?} is not a layer of a disk, or it is damaged: {reason}")]
+    NotALayer {
         /// The file in question.
         path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// The operating system refused.
     #[error("could not {action} {path:?}")]
@@ -63,11 +83,16 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
-        let path = path.to_path_buf();
+    pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        let (path, source) = (path.to_path_buf(), source.into());
         match source.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full { path },
+            std::io::ErrorKind::AlreadyExists => Self::Exists { path },
             _ => Self::Io { action, path, source },
         }
+    }
+
+    pub(crate) fn not_a_layer(path: &Path, reason: &'static str) -> Self {
+        Self::NotALayer { path: path.to_path_buf(), reason }
     }
 }
