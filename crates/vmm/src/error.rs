@@ -22,6 +22,16 @@ pub enum VmmError {
         /// Its first line.
         said: String,
     },
+    /// A VMM that cannot do what it is needed for.
+    #[error("{binary:?} has version {found}, and snapshots need {needed} or newer: install a newer QEMU (Debian 12 has one in bookworm-backports)")]
+    TooOld {
+        /// The binary.
+        binary: PathBuf,
+        /// Its version.
+        found: String,
+        /// The first version that can.
+        needed: String,
+    },
     /// KVM was demanded but the machine has none.
     #[error("KVM was demanded but {reason}: set WRENN_ACCEL=auto or tcg")]
     NoKvm {
@@ -76,6 +86,34 @@ pub enum VmmError {
         /// The end of its standard error.
         said: String,
     },
+    /// The VMM has no disk attached.
+    #[error("the machine has no root disk")]
+    NoDisk,
+    /// The guest's memory is not where it should be in the VMM.
+    #[error("process {pid} does not map its guest's memory as it was told to")]
+    NoMemory {
+        /// The VMM.
+        pid: u32,
+    },
+    /// A snapshot of another size.
+    #[error("the snapshot has {image} bytes of memory and the machine {machine}: restore it with the memory it was made with")]
+    MemorySize {
+        /// Bytes of the snapshot.
+        image: u64,
+        /// Bytes of the machine.
+        machine: u64,
+    },
+    /// The VMM did not take the state of its devices.
+    #[error("the VMM did not take the state of its devices from {path:?}; it said: {said}")]
+    Restore {
+        /// The file.
+        path: PathBuf,
+        /// The end of its standard error.
+        said: String,
+    },
+    /// A memory image that cannot be read or written.
+    #[error("the guest's memory could not be read or written")]
+    Image(#[from] wrenn_image::ImageError),
     /// The process of a record does not run any more.
     #[error("process {pid} of machine {id} is gone")]
     Gone {

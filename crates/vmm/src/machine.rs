@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use wrenn_image::Image;
 
 use crate::{Accelerator, VmmError, process};
 
-/// Everything a VMM needs to boot one machine. All paths are absolute paths on the host.
+/// Everything a VMM needs to start one machine. All paths are absolute paths on the host.
 #[derive(Debug)]
 pub struct LaunchSpec {
     /// Unique among the machines of this host; names the cgroup.
@@ -19,19 +21,10 @@ pub struct LaunchSpec {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
-    /// An uncompressed `vmlinux` with a PVH entry, or a bzImage.
-    pub kernel: PathBuf,
-    /// The initial file system, padded to [`INITRD_ALIGNMENT`](crate::qemu::INITRD_ALIGNMENT).
-    pub initrd: PathBuf,
-    /// Kernel command line; the driver appends what its machine model needs.
-    pub cmdline: String,
-    /// The capsule's own copy-on-write disk. Given to `uid`.
-    pub disk: PathBuf,
-    /// The raw read-only image below `disk`. `uid` must be able to read it.
-    pub disk_base: PathBuf,
-    /// File behind the guest's memory, mapped privately: it is never written. Made (sparse) where it is missing.
-    pub memory_file: PathBuf,
-    /// The capsule's directory. It becomes readable to `gid`; `console.log` and `run/` are made in it.
+    /// What the guest begins with.
+    pub start: Start,
+    /// The machine's directory. It becomes readable to `gid`; `console.log` and `run/` are made in it. It may be renamed
+    /// while the machine runs: the VMM holds on to the directory itself.
     pub dir: PathBuf,
     /// The network namespace to start in, a path such as `/run/netns/x`.
     pub netns: PathBuf,
@@ -47,6 +40,72 @@ pub struct LaunchSpec {
     pub accel: Accelerator,
     /// Size of the translation buffer in MiB, for software emulation.
     pub tb_size_mb: u32,
+}
+
+/// What a guest begins with.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// A power-on.
+    Boot {
+        /// An uncompressed `vmlinux` with a PVH entry, or a bzImage.
+        kernel: PathBuf,
+        /// The initial file system, padded to [`INITRD_ALIGNMENT`](crate::qemu::INITRD_ALIGNMENT).
+        initrd: PathBuf,
+        /// Kernel command line; the driver appends what its machine model needs.
+        cmdline: String,
+        /// The sparse file behind the guest's memory, in the machine's directory. Made here, mapped privately, never
+        /// written.
+        memory: PathBuf,
+    },
+    /// A snapshot that [`Machine::load`] brings.
+    Restore {
+        /// The base of the snapshot's memory image, mapped privately and never written. `uid` must be able to read it.
+        base: PathBuf,
+    },
+}
+
+impl Start {
+    /// The file behind the guest's memory.
+    pub(crate) fn memory(&self) -> &Path {
+        match self {
+            Self::Boot { memory, .. } => memory,
+            Self::Restore { base } => base,
+        }
+    }
+}
+
+/// The files of a root disk, each layer lying over the one before it.
+#[derive(Debug, Clone, Copy)]
+pub struct DiskFiles<'a> {
+    /// The raw image at the bottom.
+    pub base: &'a Path,
+    /// qcow2 layers, bottom to top. The last one takes the guest's writes, the others are only read.
+    pub layers: &'a [PathBuf],
+}
+
+/// Where a snapshot's memory goes.
+#[derive(Debug, Clone)]
+pub enum MemoryTarget {
+    /// A complete new base at this path.
+    Base(PathBuf),
+    /// A layer at `path` with what differs from `parent`, whose base is the one that the machine maps.
+    Layer {
+        /// The file to make.
+        path: PathBuf,
+        /// What is saved already.
+        parent: Arc<Image>,
+    },
+}
+
+/// What saving a guest's memory took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemorySaved {
+    /// Blocks that the guest has written since its base was made; each was looked at.
+    pub dirty_blocks: u64,
+    /// Blocks whose data went to disk.
+    pub data_blocks: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
 }
 
 /// What must be kept to find a running VMM again after the agent was killed.
@@ -66,6 +125,24 @@ pub struct MachineRecord {
     pub socket: PathBuf,
     /// The machine's own cgroup.
     pub cgroup: Option<PathBuf>,
+    /// The file behind the guest's memory; its name may be gone while the machine runs.
+    pub memory: FileKey,
+}
+
+/// A file on this machine, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileKey {
+    /// Its file system.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
+impl FileKey {
+    /// The file with this description.
+    pub fn of(meta: &std::fs::Metadata) -> Self {
+        Self { device: meta.dev(), inode: meta.ino() }
+    }
 }
 
 impl MachineRecord {
@@ -110,7 +187,7 @@ impl fmt::Display for ExitReason {
 pub enum RunState {
     /// They do.
     Running,
-    /// Stopped by [`Machine::pause`].
+    /// They do not: stopped by [`Machine::pause`], or not yet started.
     Paused,
     /// Any other state, in the VMM's own word.
     Other(String),
@@ -119,7 +196,8 @@ pub enum RunState {
 /// A kind of VMM.
 #[async_trait]
 pub trait Vmm: fmt::Debug + Send + Sync {
-    /// Starts a machine. On failure nothing is left running, and the error carries what the VMM said.
+    /// Starts a machine, stopped and without a disk: [`Machine::attach_disk`], then [`Machine::load`] for a snapshot,
+    /// then [`Machine::cont`]. On failure nothing is left running, and the error carries what the VMM said.
     ///
     /// # Errors
     /// [`VmmError`] where the specification cannot be used or the VMM does not come up.
@@ -160,7 +238,53 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// [`VmmError::Unkillable`] where the kernel does not let the process go.
     async fn kill(&self) -> Result<(), VmmError>;
 
-    /// Stops the guest's CPUs.
+    /// Gives a machine that has not run yet its root disk. The VMM gets open descriptors; the files need not be
+    /// readable to its user.
+    ///
+    /// # Errors
+    /// [`VmmError`] where a file cannot be opened, or the VMM refuses it.
+    async fn attach_disk(&self, disk: DiskFiles<'_>) -> Result<(), VmmError>;
+
+    /// Puts a new empty layer over the disk of a stopped machine: from now on it takes the guest's writes, and what was
+    /// on top is only read. The layer's backing file must be what is on top now.
+    ///
+    /// # Errors
+    /// As [`Machine::attach_disk`]; the disk is then as it was.
+    async fn push_disk(&self, layer: &Path) -> Result<(), VmmError>;
+
+    /// The layer that takes the guest's writes, as the file name it was attached by without its extension.
+    ///
+    /// # Errors
+    /// [`VmmError::Qmp`] where the VMM does not say.
+    async fn disk_top(&self) -> Result<String, VmmError>;
+
+    /// Changes the capacity of the root disk; the guest is told.
+    ///
+    /// # Errors
+    /// [`VmmError::Qmp`] where the VMM refuses.
+    async fn resize_disk(&self, bytes: u64) -> Result<(), VmmError>;
+
+    /// Writes the state of CPUs and devices of a stopped machine to a new file.
+    ///
+    /// # Errors
+    /// [`VmmError`] where the file cannot be written or the VMM refuses.
+    async fn save_devices(&self, path: &Path) -> Result<(), VmmError>;
+
+    /// Writes the guest's memory to a new file. Of a machine that runs, each block is as it was at some moment during
+    /// the call.
+    ///
+    /// # Errors
+    /// [`VmmError`] where the file cannot be written or the process is gone. What was written is removed.
+    async fn save_memory(&self, target: MemoryTarget) -> Result<MemorySaved, VmmError>;
+
+    /// Brings a snapshot into a machine that was started for one: memory from `image`, whose base the machine maps, and
+    /// devices from the file that [`Machine::save_devices`] wrote. The machine stays stopped.
+    ///
+    /// # Errors
+    /// [`VmmError`] where a file is damaged or does not fit the machine, which is then of no use any more.
+    async fn load(&self, image: Arc<Image>, devices: &Path) -> Result<(), VmmError>;
+
+    /// Stops the guest's CPUs. What the guest has written is with the disk's files then.
     ///
     /// # Errors
     /// [`VmmError::Qmp`] where the VMM does not do so.

@@ -5,14 +5,18 @@
 //! the last handle, and QEMU then accepts another client.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, oneshot};
@@ -142,7 +146,28 @@ impl Qmp {
     /// # Errors
     /// [`QmpError`] where QEMU refuses, goes away or does not answer in time.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        tokio::time::timeout(CALL_TIMEOUT, self.exchange(command, arguments))
+        self.limited(command, self.exchange(command, arguments, None)).await
+    }
+
+    /// As [`Qmp::execute`], with a descriptor that QEMU receives along with the command.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn execute_with(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: BorrowedFd<'_>,
+    ) -> Result<Value, QmpError> {
+        self.limited(command, self.exchange(command, arguments, Some(fd))).await
+    }
+
+    async fn limited(
+        &self,
+        command: &str,
+        answer: impl Future<Output = Result<Value, QmpError>>,
+    ) -> Result<Value, QmpError> {
+        tokio::time::timeout(CALL_TIMEOUT, answer)
             .await
             .unwrap_or_else(|_| Err(QmpError::Timeout { command: command.to_owned(), after: CALL_TIMEOUT }))
     }
@@ -157,7 +182,12 @@ impl Qmp {
             .map_err(|source| QmpError::Answer { command: command.to_owned(), source })
     }
 
-    async fn exchange(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+    async fn exchange(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, QmpError> {
         let closed = || QmpError::Closed { command: command.to_owned() };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut request = json!({ "execute": command, "id": id });
@@ -167,13 +197,41 @@ impl Qmp {
         let (_ticket, answer) = Ticket::new(&self.pending, id).ok_or_else(closed)?;
         let line = format!("{request}\n");
         // A socket that QEMU has closed is the same to the caller before and after the write.
-        self.writer.lock().await.write_all(line.as_bytes()).await.map_err(|_| closed())?;
+        self.write(line.as_bytes(), fd).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?.map_err(|refusal| QmpError::Refused {
             command: command.to_owned(),
             class: refusal.class,
             description: refusal.desc,
         })
     }
+
+    async fn write(&self, line: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+        let mut writer = self.writer.lock().await;
+        let sent = match fd {
+            Some(fd) => send_with(writer.as_ref(), line, fd).await?,
+            None => 0,
+        };
+        writer.write_all(&line[sent..]).await
+    }
+}
+
+/// Writes the first bytes of a command together with a descriptor, and says how many they were.
+async fn send_with(
+    socket: &UnixStream,
+    bytes: &[u8],
+    fd: BorrowedFd<'_>,
+) -> std::io::Result<usize> {
+    socket
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [fd];
+            if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+                return Err(std::io::ErrorKind::OutOfMemory.into());
+            }
+            Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+        })
+        .await
 }
 
 /// A place in the map of pending commands, given up also when the caller stops waiting.

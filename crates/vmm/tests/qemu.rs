@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use common::{Bench, Guest, LONG, no_tap, runs, status_field};
 use wrenn_vmm::qemu::Qemu;
-use wrenn_vmm::{ExitReason, MachineRecord, RunState, Vmm, VmmError, cgroup};
+use wrenn_vmm::{DiskFiles, ExitReason, FileKey, MachineRecord, RunState, Vmm, VmmError, cgroup};
 
 #[tokio::test]
 async fn a_guest_boots_pauses_and_goes_on() {
     let bench = Bench::new().await;
-    let machine = bench.qemu.launch(bench.spec(Guest::Ticks)).await.unwrap();
+    let machine = bench.boot(Guest::Ticks).await;
     bench.console_until(|text| text.contains("hello\n.")).await;
     assert_eq!(machine.status().await.unwrap(), RunState::Running);
 
@@ -34,7 +34,7 @@ async fn a_guest_boots_pauses_and_goes_on() {
 #[tokio::test]
 async fn the_process_is_unprivileged_confined_and_alone() {
     let bench = Bench::new().await;
-    let machine = bench.qemu.launch(bench.spec(Guest::Halts)).await.unwrap();
+    let machine = bench.boot(Guest::Halts).await;
     let (pid, uid) = (machine.pid(), bench.uid().to_string());
     assert_eq!(status_field(pid, "Uid"), [&*uid; 4].join(" "));
     assert_eq!(status_field(pid, "Gid"), [&*uid; 4].join(" "));
@@ -64,7 +64,7 @@ async fn the_vmm_inherits_no_descriptor_but_its_own() {
     let bench = Bench::new().await;
     // Without close-on-exec, as a careless library would leave it.
     let leak = no_tap();
-    let machine = bench.qemu.launch(bench.spec(Guest::Halts)).await.unwrap();
+    let machine = bench.boot(Guest::Halts).await;
     let open = std::fs::read_dir(format!("/proc/{}/fd", machine.pid())).unwrap();
     let targets: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
     assert!(leak.as_raw_fd() > 2 && !targets.iter().any(|path| path.to_string_lossy().contains("no-tap")));
@@ -75,7 +75,7 @@ async fn the_vmm_inherits_no_descriptor_but_its_own() {
 #[tokio::test]
 async fn a_kill_leaves_nothing_and_may_be_repeated() {
     let bench = Bench::new().await;
-    let machine = bench.qemu.launch(bench.spec(Guest::Ticks)).await.unwrap();
+    let machine = bench.boot(Guest::Ticks).await;
     assert!(!bench.leftovers().is_empty());
     machine.kill().await.unwrap();
     machine.kill().await.unwrap();
@@ -88,7 +88,7 @@ async fn a_kill_leaves_nothing_and_may_be_repeated() {
 #[tokio::test]
 async fn a_guest_that_crashes_ends_its_vmm_and_leaves_its_console() {
     let bench = Bench::new().await;
-    let machine = bench.qemu.launch(bench.spec(Guest::Crashes)).await.unwrap();
+    let machine = bench.boot(Guest::Crashes).await;
     let exit = tokio::time::timeout(LONG, machine.exited()).await.unwrap();
     assert_eq!(exit, ExitReason::Exited { code: 0 });
     assert!(bench.console().contains("hello"));
@@ -100,7 +100,7 @@ async fn a_guest_that_crashes_ends_its_vmm_and_leaves_its_console() {
 #[tokio::test]
 async fn a_machine_outlives_its_handle_and_is_adopted_from_its_record() {
     let bench = Bench::new().await;
-    let machine = bench.qemu.launch(bench.spec(Guest::Ticks)).await.unwrap();
+    let machine = bench.boot(Guest::Ticks).await;
     let text = serde_json::to_string(machine.record()).unwrap();
     drop(machine);
     let record: MachineRecord = serde_json::from_str(&text).unwrap();
@@ -128,6 +128,7 @@ async fn a_record_of_a_recycled_process_id_hits_nobody() {
         boot_id,
         socket: bench.path("no.sock"),
         cgroup: None,
+        memory: FileKey { device: 0, inode: 0 },
     };
     for record in [record(1, wrenn_vmm::boot_id().unwrap()), record(1, "an earlier boot".into())] {
         assert!(matches!(bench.qemu.adopt(record.clone()).await, Err(VmmError::Gone { .. })));
@@ -142,7 +143,7 @@ async fn a_record_of_a_recycled_process_id_hits_nobody() {
 #[tokio::test]
 async fn discarding_a_record_ends_a_vmm_that_nobody_holds() {
     let bench = Bench::new().await;
-    let record = bench.qemu.launch(bench.spec(Guest::Ticks)).await.unwrap().record().clone();
+    let record = bench.boot(Guest::Ticks).await.record().clone();
     bench.qemu.discard(&record).await.unwrap();
     bench.qemu.discard(&record).await.unwrap();
     assert!(!runs(record.pid));
@@ -153,7 +154,7 @@ async fn discarding_a_record_ends_a_vmm_that_nobody_holds() {
 async fn a_sweep_ends_what_no_record_knows_and_spares_the_rest() {
     let bench = Bench::new().await;
     let Some(parent) = bench.spec(Guest::Halts).cgroup_parent else { return };
-    let machine = bench.qemu.launch(bench.spec(Guest::Halts)).await.unwrap();
+    let machine = bench.boot(Guest::Halts).await;
     assert_eq!(cgroup::sweep(&parent, |id| id == "cl-test").await.unwrap(), Vec::<String>::new());
     assert_eq!(machine.status().await.unwrap(), RunState::Running);
     assert_eq!(cgroup::sweep(&parent, |_| false).await.unwrap(), ["cl-test"]);
@@ -178,11 +179,14 @@ async fn a_cancelled_launch_leaves_no_vmm() {
 #[tokio::test]
 async fn a_broken_disk_is_refused_in_the_words_of_qemu() {
     let bench = Bench::new().await;
-    let spec = bench.spec(Guest::Halts);
-    std::fs::write(&spec.disk, "this is no disk").unwrap();
-    let error = bench.qemu.launch(spec).await.unwrap_err();
-    assert!(matches!(error, VmmError::Launch { .. }), "{error}");
-    assert!(error.to_string().contains("Image is not in qcow2 format"), "{error}");
+    std::fs::write(bench.path("disk-1.qcow2"), "this is no disk").unwrap();
+    let machine = bench.qemu.launch(bench.spec(Guest::Halts)).await.unwrap();
+    let layers = [bench.path("disk-1.qcow2")];
+    let disk = DiskFiles { base: &bench.path("base.raw"), layers: &layers };
+    let error = machine.attach_disk(disk).await.unwrap_err();
+    let VmmError::Qmp(cause) = &error else { panic!("{error}") };
+    assert!(cause.to_string().contains("Image is not in qcow2 format"), "{cause}");
+    machine.kill().await.unwrap();
     assert_eq!(bench.leftovers(), Vec::<std::path::PathBuf>::new());
 }
 
@@ -204,15 +208,14 @@ async fn unusable_specifications_are_refused_before_anything_starts() {
     let mut dots = bench.spec(Guest::Halts);
     dots.id = "../escape".into();
     assert!(matches!(bench.qemu.launch(dots).await, Err(VmmError::BadId { .. })));
-    let mut missing = bench.spec(Guest::Halts);
-    missing.disk_base = bench.path("nowhere.raw");
+    let missing = bench.restore_spec(&bench.path("nowhere.base"));
     let error = bench.qemu.launch(missing).await.unwrap_err();
-    assert!(error.to_string().contains("nowhere.raw"), "{error}");
-    let mut odd = bench.spec(Guest::Halts);
-    odd.initrd = bench.path("odd");
-    std::fs::write(&odd.initrd, [0; 4097]).unwrap();
+    assert!(error.to_string().contains("nowhere.base"), "{error}");
+    std::fs::write(bench.path("initrd"), [0; 4097]).unwrap();
+    let odd = bench.spec(Guest::Halts);
     let error = bench.qemu.launch(odd).await.unwrap_err();
     assert!(error.to_string().contains("multiple of 4096"), "{error}");
+    std::fs::write(bench.path("initrd"), [0; 4096]).unwrap();
     let mut netns = bench.spec(Guest::Halts);
     netns.netns = bench.path("base.raw");
     let error = bench.qemu.launch(netns).await.unwrap_err();

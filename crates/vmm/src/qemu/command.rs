@@ -4,9 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
-use super::{Qemu, Version};
+use super::{Qemu, Version, blocks};
 use crate::{Accelerator, LaunchSpec};
 
 /// The same in every capsule: the network namespace keeps them apart, and a snapshot fits any slot.
@@ -26,10 +24,8 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 /// The files of a [`LaunchSpec`] as QEMU sees them, and the descriptors it inherits.
 #[derive(Debug)]
 pub(super) struct View {
-    pub(super) kernel: PathBuf,
-    pub(super) initrd: PathBuf,
-    pub(super) disk: PathBuf,
-    pub(super) disk_base: PathBuf,
+    /// Kernel, initial file system and the kernel's command line; none for a snapshot, which has them in its memory.
+    pub(super) boot: Option<(PathBuf, PathBuf, String)>,
     pub(super) memory: PathBuf,
     pub(super) console: PathBuf,
     pub(super) tap: RawFd,
@@ -43,7 +39,7 @@ pub(super) fn arguments(qemu: &Qemu, spec: &LaunchSpec, view: &View) -> Vec<OsSt
     args.pair("-name", format!("guest={}", spec.id));
     args.pair("-sandbox", SANDBOX);
     machine(&mut args, qemu, spec, view);
-    disk(&mut args, view);
+    disk(&mut args);
     args.pair("-netdev", format!("tap,id=net0,fd={}", view.tap));
     args.pair("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}"));
     args.pair("-object", "rng-builtin,id=rng0");
@@ -52,6 +48,12 @@ pub(super) fn arguments(qemu: &Qemu, spec: &LaunchSpec, view: &View) -> Vec<OsSt
     args.pair("-serial", "chardev:console");
     args.pair("-chardev", format!("socket,id=control,fd={},server=on,wait=off", view.control));
     args.pair("-mon", "chardev=control,mode=control");
+    args.flags(&["-S"]);
+    if view.boot.is_none() {
+        // The state of the devices comes without the description of the machine that a migration has in front.
+        args.pair("-global", "migration.send-configuration=off");
+        args.pair("-incoming", "defer");
+    }
     args.0
 }
 
@@ -70,13 +72,17 @@ fn machine(args: &mut Arguments, qemu: &Qemu, spec: &LaunchSpec, view: &View) {
     args.pair("-smp", spec.vcpus.to_string());
     args.pair("-m", format!("{}M", spec.memory_mb));
     let memory = escaped(&view.memory);
+    // A snapshot's base is shared with other machines, so the VMM may not even hold it open for writing.
+    let access = if view.boot.is_none() { ",readonly=on,rom=off" } else { "" };
     args.pair(
         "-object",
-        format!("memory-backend-file,id=ram,size={}M,mem-path={memory},share=off", spec.memory_mb),
+        format!("memory-backend-file,id=ram,size={}M,mem-path={memory},share=off{access}", spec.memory_mb),
     );
-    args.pair("-kernel", view.kernel.as_os_str());
-    args.pair("-initrd", view.initrd.as_os_str());
-    args.pair("-append", kernel_cmdline(qemu, spec));
+    if let Some((kernel, initrd, cmdline)) = &view.boot {
+        args.pair("-kernel", kernel.as_os_str());
+        args.pair("-initrd", initrd.as_os_str());
+        args.pair("-append", kernel_cmdline(qemu, spec.accel, cmdline));
+    }
 }
 
 fn accelerator(version: Version, spec: &LaunchSpec) -> String {
@@ -89,31 +95,20 @@ fn accelerator(version: Version, spec: &LaunchSpec) -> String {
     }
 }
 
-fn kernel_cmdline(qemu: &Qemu, spec: &LaunchSpec) -> String {
-    match (spec.accel, qemu.tsc_khz) {
-        (Accelerator::Tcg, Some(khz)) => format!("{} tsc_early_khz={khz}", spec.cmdline),
+fn kernel_cmdline(qemu: &Qemu, accel: Accelerator, cmdline: &str) -> String {
+    match (accel, qemu.tsc_khz) {
+        (Accelerator::Tcg, Some(khz)) => format!("{cmdline} tsc_early_khz={khz}"),
         // Under KVM the paravirtual clock tells the guest.
-        _ => spec.cmdline.clone(),
+        _ => cmdline.to_owned(),
     }
 }
 
-/// Each layer is a node of its own: the base is opened read-only and never probed, whatever its first bytes say.
-///
-/// A guest's flush reaches the host's page cache and no further. What survives a crash of the host must have its disk
-/// *and* its memory there, and those who write such a snapshot make both durable; a running machine is lost anyway, and
-/// every `fsync` in it would wait for the host's disk for nothing.
-fn disk(args: &mut Arguments, view: &View) {
-    let volatile = json!({ "no-flush": true });
-    let nodes = [
-        json!({ "driver": "file", "node-name": "base-file", "filename": view.disk_base, "read-only": true }),
-        json!({ "driver": "raw", "node-name": "base", "file": "base-file", "read-only": true }),
-        json!({ "driver": "file", "node-name": "root-file", "filename": view.disk, "discard": "unmap", "cache": volatile }),
-        json!({ "driver": "qcow2", "node-name": "root", "file": "root-file", "backing": "base", "discard": "unmap", "cache": volatile }),
-    ];
-    for node in nodes {
-        args.pair("-blockdev", node.to_string());
-    }
-    args.pair("-device", "virtio-blk-device,drive=root");
+/// The device is bound to a node of its own, below which [`blocks`](super::blocks) puts the disk once the machine is
+/// there: so a VMM can be started before it is known whose it will be.
+fn disk(args: &mut Arguments) {
+    args.pair("-blockdev", blocks::nothing().to_string());
+    args.pair("-blockdev", blocks::root(blocks::NOTHING).to_string());
+    args.pair("-device", format!("virtio-blk-device,drive={}", blocks::ROOT));
 }
 
 /// QEMU's option lists are split at commas; a doubled comma stands for itself.
@@ -139,18 +134,14 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
+    use crate::Start;
 
     fn spec(vcpus: u32, accel: Accelerator) -> LaunchSpec {
         LaunchSpec {
             id: "cl-1".into(),
             vcpus,
             memory_mb: 512,
-            kernel: "/k/vmlinux".into(),
-            initrd: "/k/initramfs".into(),
-            cmdline: "quiet".into(),
-            disk: "/c/root.qcow2".into(),
-            disk_base: "/t/rootfs.ext4".into(),
-            memory_file: "/c/memory".into(),
+            start: Start::Restore { base: "/c/memory".into() },
             dir: "/c".into(),
             netns: "/run/netns/x".into(),
             tap: OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null opens")),
@@ -163,11 +154,13 @@ mod tests {
     }
 
     fn line(version: Version, spec: &LaunchSpec) -> String {
+        let boot = ("/v/kernel/vmlinux".into(), "/v/initrd/initramfs".into(), "quiet".to_owned());
+        line_of(version, spec, Some(boot))
+    }
+
+    fn line_of(version: Version, spec: &LaunchSpec, boot: Option<(PathBuf, PathBuf, String)>) -> String {
         let view = View {
-            kernel: "/v/kernel/vmlinux".into(),
-            initrd: "/v/initrd/initramfs".into(),
-            disk: "/v/disk/a,b.qcow2".into(),
-            disk_base: "/v/base/rootfs.ext4".into(),
+            boot,
             memory: "/v/memory/a,b".into(),
             console: "/v/vm/console.log".into(),
             tap: 7,
@@ -198,6 +191,12 @@ mod tests {
     fn commas_in_file_names_stay_in_the_name() {
         let text = line(Version(10, 0), &spec(1, Accelerator::Tcg));
         assert!(text.contains("mem-path=/v/memory/a,,b,share=off"), "{text}");
-        assert!(text.contains(r#""filename":"/v/disk/a,b.qcow2""#), "{text}");
+    }
+
+    #[test]
+    fn a_snapshot_needs_no_kernel_and_waits_for_its_state() {
+        let text = line_of(Version(10, 0), &spec(1, Accelerator::Tcg), None);
+        assert!(!text.contains("-kernel") && text.ends_with("-S -global migration.send-configuration=off -incoming defer"));
+        assert!(line(Version(10, 0), &spec(1, Accelerator::Tcg)).ends_with("-S"));
     }
 }

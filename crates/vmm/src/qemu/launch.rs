@@ -16,7 +16,7 @@ use super::{CONSOLE, DRIVER, INITRD_ALIGNMENT, Qemu};
 use crate::cgroup::{self, Limits};
 use crate::confine::{Confinement, Identity};
 use crate::process::{self, Process};
-use crate::{Accelerator, LaunchSpec, MachineRecord, VmmError, socket};
+use crate::{Accelerator, FileKey, LaunchSpec, MachineRecord, Start, VmmError, socket};
 
 /// QEMU answers within a tenth of a second on an idle host.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -26,6 +26,9 @@ const OVERHEAD_MB: u64 = 256;
 const MAX_TASKS: u32 = 256;
 /// How much of QEMU's standard error goes into an error.
 const TAIL_BYTES: u64 = 2048;
+
+/// Where QEMU's standard error goes, beside its socket.
+pub(super) const STDERR: &str = "vmm.stderr";
 
 const MIB: u64 = 1 << 20;
 
@@ -41,6 +44,8 @@ impl Starting {
     pub(super) fn begin(qemu: &Qemu, spec: LaunchSpec) -> Result<Self, VmmError> {
         check(&spec)?;
         let files = Files::prepare(&spec)?;
+        let file = spec.start.memory();
+        let memory = std::fs::metadata(file).map_err(|source| VmmError::io("look at", file, source))?;
         let cgroup =
             spec.cgroup_parent.as_deref().map(|parent| cgroup::create(parent, &spec.id, limits(&spec)));
         let mut traces = Traces { cgroup: cgroup.transpose()?, socket: Some(files.socket.clone()) };
@@ -54,6 +59,7 @@ impl Starting {
             boot_id: process::boot_id()?,
             socket: files.socket,
             cgroup: traces.cgroup.take(),
+            memory: FileKey::of(&memory),
         };
         traces.socket = None;
         Ok(Self { remains: Some(Remains::new(process, record)), stderr: files.stderr_path })
@@ -148,14 +154,15 @@ impl Files {
         set_mode(&spec.dir, 0o750)?;
         let console = spec.dir.join(CONSOLE);
         make(OpenOptions::new().append(true), &console)?;
-        make_memory(&spec.memory_file, u64::from(spec.memory_mb) * MIB)?;
-        for path in [&console, &spec.disk] {
-            give(path, spec.uid, spec.gid)?;
+        give(&console, spec.uid, spec.gid)?;
+        if let Start::Boot { memory, .. } = &spec.start {
+            let bytes = u64::from(spec.memory_mb) * MIB;
+            make(OpenOptions::new().write(true).truncate(true), memory)?
+                .set_len(bytes)
+                .map_err(|source| VmmError::io("size", memory, source))?;
+            give(memory, spec.uid, spec.gid)?;
         }
-        if spec.memory_file.parent() == Some(&spec.dir) {
-            give(&spec.memory_file, spec.uid, spec.gid)?;
-        }
-        let stderr_path = run.join("vmm.stderr");
+        let stderr_path = run.join(STDERR);
         let stderr = make(OpenOptions::new().write(true).truncate(true), &stderr_path)?;
         let socket = run.join("qmp.sock");
         let listener =
@@ -172,18 +179,20 @@ fn check(spec: &LaunchSpec) -> Result<(), VmmError> {
     if spec.id.is_empty() || !spec.id.chars().all(plain) {
         return Err(VmmError::BadId { id: spec.id.clone() });
     }
-    let files = [
-        ("the kernel", &spec.kernel),
-        ("the initial file system", &spec.initrd),
-        ("the root disk", &spec.disk),
-        ("the root disk's base", &spec.disk_base),
-        ("the capsule's directory", &spec.dir),
-    ];
+    let mut files = vec![("the machine's directory", &spec.dir)];
+    match &spec.start {
+        Start::Boot { kernel, initrd, .. } => {
+            files.extend([("the kernel", kernel), ("the initial file system", initrd)]);
+        }
+        Start::Restore { base } => files.push(("the snapshot's memory", base)),
+    }
     for (what, path) in files {
         let problem = match std::fs::metadata(path) {
             Err(error) => Some(error.to_string()),
             Ok(_) if !path.is_absolute() => Some("it must be an absolute path".to_owned()),
-            Ok(meta) if *path == spec.initrd && !meta.len().is_multiple_of(INITRD_ALIGNMENT) => {
+            Ok(meta)
+                if what == "the initial file system" && !meta.len().is_multiple_of(INITRD_ALIGNMENT) =>
+            {
                 Some(format!("its length must be a multiple of {INITRD_ALIGNMENT} bytes: pad it with zeros"))
             }
             Ok(_) => None,
@@ -247,13 +256,17 @@ fn show(confinement: &mut Confinement, spec: &LaunchSpec, files: &Files) -> Resu
         let (dir, file) = (path.parent().ok_or_else(bad)?, path.file_name().ok_or_else(bad)?);
         Ok::<_, VmmError>(confinement.show(dir, name, writable)?.join(file))
     };
+    let (boot, memory) = match &spec.start {
+        Start::Boot { kernel, initrd, cmdline, memory } => {
+            let files = (place(kernel, "kernel", false)?, place(initrd, "initrd", false)?, cmdline.clone());
+            (Some(files), memory)
+        }
+        Start::Restore { base } => (None, base),
+    };
     Ok(View {
+        boot,
+        memory: place(memory, "memory", matches!(spec.start, Start::Boot { .. }))?,
         console: place(&spec.dir.join(CONSOLE), "vm", true)?,
-        disk: place(&spec.disk, "disk", true)?,
-        memory: place(&spec.memory_file, "memory", true)?,
-        disk_base: place(&spec.disk_base, "base", false)?,
-        kernel: place(&spec.kernel, "kernel", false)?,
-        initrd: place(&spec.initrd, "initrd", false)?,
         tap: spec.tap.as_raw_fd(),
         control: files.listener.as_raw_fd(),
     })
@@ -275,15 +288,6 @@ fn make(options: &mut OpenOptions, path: &Path) -> Result<File, VmmError> {
     options.create(true).mode(0o600).open(path).map_err(|source| VmmError::io("make", path, source))
 }
 
-/// A hole of the guest's size, unless the file is there: then it holds a snapshot's memory.
-fn make_memory(path: &Path, bytes: u64) -> Result<(), VmmError> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => file.set_len(bytes).map_err(|source| VmmError::io("size", path, source)),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(VmmError::io("make", path, source)),
-    }
-}
-
 fn give(path: &Path, uid: u32, gid: u32) -> Result<(), VmmError> {
     chown(path, Some(uid), Some(gid)).map_err(|source| VmmError::io("change the owner of", path, source))
 }
@@ -294,7 +298,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), VmmError> {
 }
 
 /// The end of a text file, on one line.
-fn tail(path: &Path) -> String {
+pub(super) fn tail(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();

@@ -1,15 +1,19 @@
 //! The QEMU driver: the `microvm` machine, its control socket, and its confinement.
 //!
 //! Devices, in the order that fixes their addresses: root disk, network, entropy. Guest memory is a private mapping of
-//! a file, so that "anonymous in the mapping" is the exact set of pages the guest has written. QEMU ends when the guest
-//! reboots or panics (`-no-reboot` with `panic=-1 reboot=t` on the kernel's command line).
+//! a file, so that "anonymous in the mapping" is the exact set of pages the guest has written; it is read and patched from
+//! outside while the machine is stopped. The state of CPUs and devices goes through `xen-save-devices-state`, which
+//! writes a migration stream without memory, and comes back as an incoming migration. QEMU ends when the guest reboots or
+//! panics (`-no-reboot` with `panic=-1 reboot=t` on the kernel's command line).
 //!
 //! The control socket is bound by the launcher and inherited, so it can be connected to from the first moment, and QEMU
 //! needs no directory that it may write.
 
+mod blocks;
 mod command;
 mod launch;
 mod machine;
+mod memory;
 mod tsc;
 
 use std::io::ErrorKind;
@@ -18,7 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{LaunchSpec, Machine, MachineRecord, Vmm, VmmError};
+use crate::{LaunchSpec, Machine, MachineRecord, Start, Vmm, VmmError};
 use launch::Starting;
 use machine::{QemuMachine, Remains};
 
@@ -39,6 +43,9 @@ pub const KERNEL_CMDLINE: &str =
 /// An initial file system must be a multiple of this many bytes long. QEMU puts it at the end of memory, rounded down to
 /// a page; the firmware puts the ACPI tables (about a kilobyte) there too, at the very end. Whole pages leave it one.
 pub const INITRD_ALIGNMENT: u64 = 4096;
+
+/// The first version that maps a file privately which it has open for reading only.
+const RESTORES: Version = Version(8, 2);
 
 /// QEMU's major and minor version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +94,14 @@ impl Qemu {
         self.version
     }
 
+    fn check_restores(&self, spec: &LaunchSpec) -> Result<(), VmmError> {
+        if matches!(spec.start, Start::Boot { .. }) || self.version >= RESTORES {
+            return Ok(());
+        }
+        let (found, needed) = (self.version.to_string(), RESTORES.to_string());
+        Err(VmmError::TooOld { binary: self.binary.clone(), found, needed })
+    }
+
     /// The binary in use.
     pub fn binary(&self) -> &Path {
         &self.binary
@@ -109,6 +124,7 @@ fn own(record: &MachineRecord) -> Result<(), VmmError> {
 #[async_trait]
 impl Vmm for Qemu {
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Machine>, VmmError> {
+        self.check_restores(&spec)?;
         let qemu = self.clone();
         // Files, mounts and the fork block for milliseconds. If this call is cancelled, the guard is dropped on the
         // other thread and takes the process with it.

@@ -5,11 +5,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use wrenn_vmm::qemu::{CONSOLE, Qemu};
-use wrenn_vmm::{Accelerator, LaunchSpec, cgroup};
+use wrenn_vmm::{Accelerator, DiskFiles, LaunchSpec, Machine, Start, Vmm, VmmError, cgroup};
 
 /// Catches a hang; nothing here is timed.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
@@ -21,6 +22,8 @@ pub(crate) enum Guest {
     Halts,
     /// Prints dots for ever.
     Ticks,
+    /// Prints the letters from `b` to `p` and `a` in turn for ever; the next one is kept in memory.
+    Counts,
     /// Faults until the CPU resets, as a panicking Linux does with `reboot=t`.
     Crashes,
 }
@@ -33,6 +36,11 @@ impl Guest {
             Self::Halts => &[0xfa, 0xf4, 0xeb, 0xfc],
             // again: mov ecx, 2^20; loop $; mov al, '.'; out dx, al; jmp again
             Self::Ticks => &[0xb9, 0, 0, 0x10, 0, 0xe2, 0xfe, 0xb0, b'.', 0xee, 0xeb, 0xf4],
+            // again: mov ecx, 2^19; loop $; inc byte [2M]; mov al, [2M]; and al, 15; add al, 'a'; out dx, al; jmp again
+            Self::Counts => &[
+                0xb9, 0, 0, 8, 0, 0xe2, 0xfe, 0xfe, 0x05, 0, 0, 0x20, 0, 0xa0, 0, 0, 0x20, 0, 0x24, 15, 4, b'a',
+                0xee, 0xeb, 0xe7,
+            ],
             // lidt [all zero]; int3
             Self::Crashes => &[0x0f, 0x01, 0x1d, 0, 0, 0, 0, 0xcc],
         };
@@ -103,14 +111,39 @@ impl Bench {
         };
         fs::write(bench.path("initrd"), [0; 4096]).expect("write");
         fs::File::create(bench.path("base.raw")).and_then(|file| file.set_len(1 << 20)).expect("a base");
-        let disk = bench.capsule().join("root.qcow2");
+        bench.make_layer("disk-1.qcow2", "base.raw", "raw");
+        bench
+    }
+
+    /// Makes a layer of 16 MiB over another file of the bench.
+    pub(crate) fn make_layer(&self, name: &str, below: &str, format: &str) -> PathBuf {
         let made = std::process::Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .args([&bench.path("base.raw"), &disk])
+            .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
+            .args([&self.path(below), &self.path(name)])
             .arg("16M")
             .status();
         assert!(made.expect("qemu-img is installed").success());
-        bench
+        self.path(name)
+    }
+
+    /// Starts a machine up to its disk.
+    pub(crate) async fn start(&self, spec: LaunchSpec) -> Result<Arc<dyn Machine>, VmmError> {
+        let machine = self.qemu.launch(spec).await?;
+        let layers = [self.path("disk-1.qcow2")];
+        machine.attach_disk(DiskFiles { base: &self.path("base.raw"), layers: &layers }).await?;
+        Ok(machine)
+    }
+
+    /// Boots a guest.
+    pub(crate) async fn boot(&self, guest: Guest) -> Arc<dyn Machine> {
+        let machine = self.start(self.spec(guest)).await.expect("the machine starts");
+        machine.cont().await.expect("the guest runs");
+        machine
+    }
+
+    /// A machine for a snapshot with this base.
+    pub(crate) fn restore_spec(&self, base: &Path) -> LaunchSpec {
+        LaunchSpec { start: Start::Restore { base: base.to_path_buf() }, ..self.spec(Guest::Halts) }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -132,12 +165,12 @@ impl Bench {
             id: "cl-test".into(),
             vcpus: 1,
             memory_mb: 64,
-            kernel,
-            initrd: self.path("initrd"),
-            cmdline: String::new(),
-            disk: self.capsule().join("root.qcow2"),
-            disk_base: self.path("base.raw"),
-            memory_file: self.capsule().join("memory"),
+            start: Start::Boot {
+                kernel,
+                initrd: self.path("initrd"),
+                cmdline: String::new(),
+                memory: self.capsule().join("memory"),
+            },
             dir: self.capsule(),
             netns: format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd()).into(),
             tap: self.tap.try_clone().expect("a second descriptor"),
