@@ -10,7 +10,7 @@ use crate::copy::copy_sparse;
 use crate::fields::{blocks, length};
 use crate::footer::{Footer, Kind};
 use crate::partial::PartialFile;
-use crate::{BLOCK, BLOCK_BYTES, CHUNK_BLOCKS, FileId, ImageError, Written, ZEROS, runs};
+use crate::{BLOCK, BLOCK_BYTES, CHUNK_BLOCKS, FileId, ImageError, Written, ZEROS, is_zero, runs};
 
 /// Writes a base, block by block in ascending order. Blocks that are never written, and blocks of zeros, become holes.
 /// Dropped before [`BaseWriter::finish`], it leaves nothing behind.
@@ -71,11 +71,17 @@ impl BaseWriter {
     /// [`ImageError::Invalid`] where they are not whole, not ascending or beyond the end, else where writing fails.
     pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), ImageError> {
         let end = check_blocks(self.out.target(), self.next..self.blocks, block, bytes)?;
+        for (first, run, zero) in runs(block, bytes) {
+            if !zero {
+                self.out.put(first * BLOCK, run)?;
+                self.data_bytes += run.len() as u64;
+            }
+        }
         let (mut block, mut bytes) = (block, bytes);
         while !bytes.is_empty() {
-            let room = (CHUNK_BLOCKS - block % CHUNK_BLOCKS) * BLOCK;
-            let (part, rest) = bytes.split_at(bytes.len().min(length(room).unwrap_or(usize::MAX)));
-            self.write_part(block, part)?;
+            let room = length((CHUNK_BLOCKS - block % CHUNK_BLOCKS) * BLOCK).unwrap_or(usize::MAX);
+            let (part, rest) = bytes.split_at(bytes.len().min(room));
+            self.sum(block, part);
             block += (part.len() / BLOCK_BYTES) as u64;
             bytes = rest;
         }
@@ -83,23 +89,16 @@ impl BaseWriter {
         Ok(())
     }
 
-    /// Writes blocks of a single chunk.
-    fn write_part(&mut self, block: u64, bytes: &[u8]) -> Result<(), ImageError> {
+    /// Sums blocks of a single chunk.
+    fn sum(&mut self, block: u64, bytes: &[u8]) {
         if self.chunk.index != block / CHUNK_BLOCKS {
             self.close_chunk();
             self.chunk = OpenChunk { index: block / CHUNK_BLOCKS, ..OpenChunk::default() };
         }
         self.chunk.pad(block % CHUNK_BLOCKS);
-        for (first, run, zero) in runs(block, bytes) {
-            if !zero {
-                self.out.put(first * BLOCK, run)?;
-                self.chunk.data = true;
-                self.data_bytes += run.len() as u64;
-            }
-        }
+        self.chunk.data |= !is_zero(bytes);
         self.chunk.crc = crc32c_append(self.chunk.crc, bytes);
         self.chunk.filled += (bytes.len() / BLOCK_BYTES) as u64;
-        Ok(())
     }
 
     fn close_chunk(&mut self) {

@@ -70,16 +70,23 @@ pub enum ImageError {
 }
 
 impl ImageError {
-    /// The error for a failed step, by what the system said: a full disk, a missing or cut-off file, or anything else.
+    /// The error for a failed step, by what the system said: a full disk, a cut-off file, or anything else.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match (source.kind(), Errno::from_io_error(&source)) {
             (_, Some(Errno::NOSPC | Errno::DQUOT)) => Self::Full { path },
-            (io::ErrorKind::NotFound, _) => Self::Missing { path },
             (io::ErrorKind::UnexpectedEof, _) => {
                 Self::Damaged { path, what: "it ends before the data that it should hold".to_owned() }
             }
             _ => Self::Io { action, path, source },
+        }
+    }
+
+    /// The error for a file of an image that could not be opened or examined.
+    pub(crate) fn access(action: &'static str, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path: path.to_owned() },
+            _ => Self::io(action, path, source),
         }
     }
 

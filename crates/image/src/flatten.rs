@@ -15,22 +15,26 @@ impl Image {
     pub fn materialise(&self, to: &Path, durable: bool) -> Result<Written, ImageError> {
         let mut writer = BaseWriter::create(to, self.size_bytes())?;
         let chunks = (self.size_bytes() / BLOCK).div_ceil(CHUNK_BLOCKS);
-        let mut done = 0;
+        let (mut done, mut buf) = (0, vec![0; CHUNK_BYTES]);
         for extent in self.overrides() {
             let touched = extent.block / CHUNK_BLOCKS..extent.end().div_ceil(CHUNK_BLOCKS);
             if touched.start > done {
                 writer.adopt(done..touched.start, &self.base)?;
             }
             let start = touched.start.max(done);
-            self.write_chunks(&mut writer, start..touched.end)?;
+            self.write_chunks(&mut writer, start..touched.end, &mut buf)?;
             done = touched.end.max(done);
         }
         writer.adopt(done..chunks, &self.base)?;
         writer.finish(durable)
     }
 
-    fn write_chunks(&self, writer: &mut BaseWriter, chunks: Range<u64>) -> Result<(), ImageError> {
-        let mut buf = vec![0; CHUNK_BYTES];
+    fn write_chunks(
+        &self,
+        writer: &mut BaseWriter,
+        chunks: Range<u64>,
+        buf: &mut [u8],
+    ) -> Result<(), ImageError> {
         for chunk in chunks {
             let first = chunk * CHUNK_BLOCKS;
             let bytes = (self.size_bytes() - first * BLOCK).min(CHUNK_BLOCKS * BLOCK);

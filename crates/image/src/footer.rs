@@ -142,9 +142,9 @@ impl Summed {
 
 /// Opens a regular file for reading, and measures it.
 pub(crate) fn open_file(path: &Path) -> Result<(File, u64), ImageError> {
-    let io = |source| ImageError::io("open", path, source);
-    let file = File::open(path).map_err(io)?;
-    let meta = file.metadata().map_err(io)?;
+    let access = |source| ImageError::access("open", path, source);
+    let file = File::open(path).map_err(access)?;
+    let meta = file.metadata().map_err(access)?;
     if !meta.is_file() {
         return Err(ImageError::damaged(path, "it is not a regular file"));
     }

@@ -125,6 +125,12 @@ impl Image {
         self.layers.len()
     }
 
+    /// Brings the data of base and layers to the disk, where it is not there yet.
+    pub(crate) fn sync_data(&self) -> Result<(), ImageError> {
+        self.base.file.sync_data().map_err(|source| ImageError::io("sync", &self.base.path, source))?;
+        self.layers.iter().try_for_each(LayerFile::sync_data)
+    }
+
     pub(crate) fn layer_file(&self, layer: usize) -> &LayerFile {
         &self.layers[layer]
     }
@@ -217,7 +223,7 @@ impl Image {
     pub fn allocated_bytes(&self) -> Result<u64, ImageError> {
         let mut bytes = 0;
         for path in self.files() {
-            let meta = fs::metadata(&path).map_err(|source| ImageError::io("examine", &path, source))?;
+            let meta = fs::metadata(&path).map_err(|source| ImageError::access("examine", &path, source))?;
             bytes += meta.blocks() * 512;
         }
         Ok(bytes)

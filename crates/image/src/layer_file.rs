@@ -39,6 +39,10 @@ impl LayerFile {
         self.footer.data_blocks * BLOCK
     }
 
+    pub(crate) fn sync_data(&self) -> Result<(), ImageError> {
+        self.file.sync_data().map_err(|source| ImageError::io("sync", &self.path, source))
+    }
+
     /// Reads from the data of the layer, unchecked.
     pub(crate) fn read_unchecked(&self, at: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         read_at(&self.file, &self.path, at, buf)

@@ -1,11 +1,12 @@
 //! The same image in another directory, by hard links.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use crate::copy::copy_sparse;
+use crate::footer::open_file;
 use crate::header::{FileEntry, check_name};
 use crate::image::write_header;
 use crate::partial::{PartialFile, partial_name, remove_if_there};
@@ -14,6 +15,7 @@ use crate::{Image, ImageError};
 impl Image {
     /// Makes the image exist in `dir` as well, under the header `header_name`. Base and layers get names that begin with
     /// it; they are hard links, or copies on another file system and where a file has all the links it can have.
+    /// With `durable` all of it, data included, is on the disk when this returns.
     ///
     /// # Errors
     /// [`ImageError`] where the name is none, or a link or the header cannot be made; all links made are gone then.
@@ -22,11 +24,14 @@ impl Image {
         check_name(header_name).map_err(|fault| ImageError::invalid(&target, fault.to_string()))?;
         let mut made = Made(Vec::new());
         let mut header = self.header.clone();
-        made.link(&self.base.path, dir, header_name, "base", &mut header.base, durable)?;
+        made.link(&self.base.path, dir, header_name, "base", &mut header.base)?;
         for (from, entry) in self.layer_paths().iter().zip(&mut header.layers) {
-            made.link(from, dir, header_name, "layer", entry, durable)?;
+            made.link(from, dir, header_name, "layer", entry)?;
         }
         let image = Self::assemble(&target, header)?;
+        if durable {
+            image.sync_data()?;
+        }
         write_header(&target, &image.header, durable)?;
         made.0.clear();
         Ok(image)
@@ -45,7 +50,6 @@ impl Made {
         header_name: &str,
         kind: &str,
         entry: &mut FileEntry,
-        durable: bool,
     ) -> Result<(), ImageError> {
         let id = u128::from_be_bytes(entry.id);
         entry.name = format!("{header_name}.{id:032x}.{kind}");
@@ -53,7 +57,7 @@ impl Made {
         check_name(&entry.name).map_err(|fault| ImageError::invalid(&to, fault.to_string()))?;
         // What an image of the same name has already stays, whatever happens here.
         let new = fs::symlink_metadata(&to).is_err();
-        link_or_copy(from, &to, durable)?;
+        link_or_copy(from, &to)?;
         if new {
             self.0.push(to);
         }
@@ -71,7 +75,7 @@ impl Drop for Made {
 }
 
 /// Gives the content of `from` the name `to`, in place of what an earlier attempt may have left there.
-fn link_or_copy(from: &Path, to: &Path, durable: bool) -> Result<(), ImageError> {
+fn link_or_copy(from: &Path, to: &Path) -> Result<(), ImageError> {
     let io = |source| ImageError::io("link", to, source);
     let partial = partial_name(to)?;
     remove_if_there(&partial).map_err(io)?;
@@ -79,7 +83,7 @@ fn link_or_copy(from: &Path, to: &Path, durable: bool) -> Result<(), ImageError>
         Ok(()) => {}
         Err(error) => {
             return match Errno::from_io_error(&error) {
-                Some(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => copy(from, to, durable),
+                Some(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => copy(from, to),
                 Some(Errno::NOENT) if !from.exists() => Err(ImageError::Missing { path: from.to_owned() }),
                 _ => Err(io(error)),
             };
@@ -90,11 +94,10 @@ fn link_or_copy(from: &Path, to: &Path, durable: bool) -> Result<(), ImageError>
     remove_if_there(&partial).and(renamed).map_err(io)
 }
 
-fn copy(from: &Path, to: &Path, durable: bool) -> Result<(), ImageError> {
-    let source = File::open(from).map_err(|source| ImageError::io("open", from, source))?;
-    let length = source.metadata().map_err(|source| ImageError::io("examine", from, source))?.len();
+fn copy(from: &Path, to: &Path) -> Result<(), ImageError> {
+    let (source, length) = open_file(from)?;
     let out = PartialFile::create(to)?;
     out.file.set_len(length).map_err(|source| ImageError::io("size", to, source))?;
     copy_sparse((&source, from), (&out.file, to), 0..length)?;
-    out.commit(durable).map(|_| ())
+    out.commit(false).map(|_| ())
 }

@@ -3,4 +3,12 @@
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod links;
+#[cfg(test)]
 mod model;
+#[cfg(test)]
+mod sparse;

@@ -40,7 +40,7 @@ proptest! {
     #[test]
     fn an_image_reads_as_its_model((base, layers) in fixture(), block in 0..BLOCKS, count in 0..BLOCKS) {
         let (fixture, image) = build(&base, &layers);
-        prop_assert_eq!(read_all(&image).unwrap(), fixture.model.clone());
+        prop_assert!(read_all(&image).unwrap() == fixture.model);
         let count = count.min(BLOCKS - block);
         let mut part = vec![0xAA; count * BLOCK_BYTES];
         image.read(block as u64, &mut part).unwrap();
@@ -79,7 +79,7 @@ proptest! {
         let written = image.materialise(&fixture.path("flat"), false).unwrap();
         let flat = Image::create(&fixture.path("flat-image"), &fixture.path("flat"), &[], false).unwrap();
         flat.verify_base().unwrap();
-        prop_assert_eq!(read_all(&flat).unwrap(), fixture.model.clone());
+        prop_assert!(read_all(&flat).unwrap() == fixture.model);
         prop_assert_eq!(&fs::read(fixture.path("flat")).unwrap()[..fixture.model.len()], &fixture.model[..]);
         prop_assert_eq!(written.data_blocks + written.zero_blocks, BLOCKS as u64);
     }
@@ -102,7 +102,7 @@ proptest! {
         image.merge(&fixture.path("merged"), false).unwrap();
         let layers: &[&Path] = &[&fixture.path("merged")];
         let merged = Image::create(&fixture.path("merged-image"), &fixture.path("base"), layers, false).unwrap();
-        prop_assert_eq!(read_all(&merged).unwrap(), fixture.model.clone());
+        prop_assert!(read_all(&merged).unwrap() == fixture.model);
         prop_assert_eq!(overrides(&merged).unwrap(), expected_overrides(&fixture));
     }
 
@@ -114,9 +114,9 @@ proptest! {
         for path in image.files() {
             fs::remove_file(path).unwrap();
         }
-        prop_assert_eq!(read_all(&image).unwrap(), fixture.model.clone(), "open files stay readable");
+        prop_assert!(read_all(&image).unwrap() == fixture.model, "open files stay readable");
         let copy = Image::open(&other.path().join("copy")).unwrap();
-        prop_assert_eq!(read_all(&copy).unwrap(), fixture.model.clone());
+        prop_assert!(read_all(&copy).unwrap() == fixture.model);
         prop_assert_eq!(copy.files().len(), crate::common::names(other.path()).len());
     }
 }
@@ -125,7 +125,7 @@ proptest! {
 fn what_does_not_fit_is_refused_without_a_trace() {
     let fixture = Fixture::new(4, &[]);
     let invalid = |result: Result<(), ImageError>| {
-        assert!(matches!(result, Err(ImageError::Invalid { .. })), "{result:?}")
+        assert!(matches!(result, Err(ImageError::Invalid { .. })), "{result:?}");
     };
     let mut writer = BaseWriter::create(&fixture.path("other"), 4 * 4096).unwrap();
     writer.write(1, &[1; 4096]).unwrap();
