@@ -24,6 +24,8 @@ mod base_file;
 mod copy;
 mod cursor;
 mod error;
+#[cfg(test)]
+mod example;
 mod fields;
 mod flatten;
 mod footer;
