@@ -18,7 +18,7 @@ pub struct ControlConfig {
     pub database_url: String,
     /// Address of the public listener.
     pub listen: SocketAddr,
-    /// How long create and destroy hold their answer for the operation to settle.
+    /// How long calls that change a capsule's state hold their answer for the operation to settle.
     pub settle: Duration,
     /// Signs host tokens; at least [`MIN_SECRET_LEN`] characters, the same on every replica.
     pub jwt_secret: String,

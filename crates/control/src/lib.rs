@@ -22,6 +22,7 @@ mod secret;
 mod serve;
 mod state;
 pub mod store;
+mod templates;
 mod ws;
 
 pub use config::ControlConfig;

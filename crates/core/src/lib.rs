@@ -13,5 +13,5 @@ pub mod timestamp;
 pub use id::{ApiKeyId, CapsuleId, HostId, IdError, TeamId, UserId};
 pub use metadata::{Metadata, MetadataError};
 pub use name::{NameError, SafeName};
-pub use shape::{Shape, ShapeError};
+pub use shape::{Shape, ShapeError, TemplateShape};
 pub use state::{CapsuleStatus, IllegalTransition};

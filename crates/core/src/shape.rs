@@ -15,6 +15,15 @@ pub struct Shape {
     pub disk_mb: u32,
 }
 
+/// What a template asks of the capsules made from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TemplateShape {
+    /// Least capacity of a disk that holds it, in MiB.
+    pub disk_mb: u32,
+    /// The vCPUs and the memory in MiB that every capsule made from it has, because its memory is part of it.
+    pub fixed: Option<(u32, u32)>,
+}
+
 /// A size outside what a deployment allows. Each message names the field as the API spells it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} must be between {min} and {max}, not {found}")]
@@ -48,7 +57,7 @@ impl Default for ShapeLimits {
 
 impl Shape {
     /// The shape of a request: a missing, zero or negative size takes the default, and what is left must lie within
-    /// `max` and be at least what the template needs.
+    /// `max` and be at least what the template needs. What the template fixes is taken from it, whatever was asked for.
     ///
     /// # Errors
     /// [`ShapeError`] for the first field that is out of range.
@@ -56,7 +65,7 @@ impl Shape {
         vcpus: Option<i64>,
         memory_mb: Option<i64>,
         disk_mb: Option<i64>,
-        template_disk_mb: u32,
+        template: TemplateShape,
         max: ShapeLimits,
     ) -> Result<Self, ShapeError> {
         let pick = |field, asked: Option<i64>, default: u32, min: u32, max: u32| {
@@ -68,18 +77,22 @@ impl Shape {
                 found,
             })
         };
-        let default_disk = limits::DEFAULT_DISK_MB.max(template_disk_mb);
-        Ok(Self {
-            vcpus: pick("vcpus", vcpus, limits::DEFAULT_VCPUS, 1, max.vcpus)?,
-            memory_mb: pick(
-                "memory_mb",
-                memory_mb,
-                limits::DEFAULT_MEMORY_MB,
-                limits::MIN_MEMORY_MB,
-                max.memory_mb,
-            )?,
-            disk_mb: pick("disk_size_mb", disk_mb, default_disk, template_disk_mb, max.disk_mb)?,
-        })
+        let default_disk = limits::DEFAULT_DISK_MB.max(template.disk_mb);
+        let (vcpus, memory_mb) = match template.fixed {
+            Some(fixed) => fixed,
+            None => (
+                pick("vcpus", vcpus, limits::DEFAULT_VCPUS, 1, max.vcpus)?,
+                pick(
+                    "memory_mb",
+                    memory_mb,
+                    limits::DEFAULT_MEMORY_MB,
+                    limits::MIN_MEMORY_MB,
+                    max.memory_mb,
+                )?,
+            ),
+        };
+        let disk_mb = pick("disk_size_mb", disk_mb, default_disk, template.disk_mb, max.disk_mb)?;
+        Ok(Self { vcpus, memory_mb, disk_mb })
     }
 }
 
@@ -96,14 +109,16 @@ pub fn effective_timeout_sec(asked: i64) -> u32 {
 mod tests {
     use super::*;
 
+    const BASE: TemplateShape = TemplateShape { disk_mb: 1024, fixed: None };
+
     fn shape(vcpus: i64, memory: i64, disk: i64) -> Result<Shape, ShapeError> {
-        Shape::from_request(Some(vcpus), Some(memory), Some(disk), 1024, ShapeLimits::default())
+        Shape::from_request(Some(vcpus), Some(memory), Some(disk), BASE, ShapeLimits::default())
     }
 
     #[test]
     fn missing_and_non_positive_sizes_take_the_defaults() {
         let default = Shape { vcpus: 1, memory_mb: 512, disk_mb: 5120 };
-        assert_eq!(Shape::from_request(None, None, None, 1024, ShapeLimits::default()), Ok(default));
+        assert_eq!(Shape::from_request(None, None, None, BASE, ShapeLimits::default()), Ok(default));
         assert_eq!(shape(0, -1, i64::MIN), Ok(default));
     }
 
@@ -117,8 +132,18 @@ mod tests {
 
     #[test]
     fn a_template_larger_than_the_default_sets_the_default() {
-        let made = Shape::from_request(None, None, None, 9000, ShapeLimits::default()).unwrap();
+        let large = TemplateShape { disk_mb: 9000, fixed: None };
+        let made = Shape::from_request(None, None, None, large, ShapeLimits::default()).unwrap();
         assert_eq!(made.disk_mb, 9000);
+    }
+
+    #[test]
+    fn what_a_template_fixes_is_not_asked_for() {
+        let snapshot = TemplateShape { disk_mb: 6000, fixed: Some((3, 700)) };
+        let made = Shape::from_request(Some(99), Some(1), Some(7000), snapshot, ShapeLimits::default());
+        assert_eq!(made, Ok(Shape { vcpus: 3, memory_mb: 700, disk_mb: 7000 }));
+        let small = Shape::from_request(None, None, Some(5999), snapshot, ShapeLimits::default());
+        assert_eq!(small.unwrap_err().field, "disk_size_mb");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::ApiError;
 use super::docs::Failures;
 use super::extract::{InCapsule, Json};
 use crate::auth::Caller;
-use crate::capsules::{self, CreateRequest, Created, Destroyed};
+use crate::capsules::{self, CreateRequest, Destroyed, ForkRequest, Forked, Outcome};
 use crate::state::App;
 use crate::store::CapsuleRow;
 
@@ -31,7 +31,7 @@ pub(super) struct Capsule {
     vcpus: i64,
     /// Memory in MiB.
     memory_mb: i64,
-    /// Seconds without activity after which it ends; 0 for never.
+    /// Seconds without activity after which it is paused; 0 for never.
     timeout_sec: i64,
     /// Capacity of its disk in MiB.
     disk_size_mb: i64,
@@ -97,13 +97,13 @@ impl Capsule {
 pub(super) struct CreateCapsule {
     /// Name of a template of the team or the platform; default `minimal`.
     template: Option<String>,
-    /// vCPUs; default 1.
+    /// vCPUs; default 1. A template of type `snapshot` has its own.
     vcpus: Option<i64>,
-    /// Memory in MiB; default 512.
+    /// Memory in MiB; default 512. A template of type `snapshot` has its own.
     memory_mb: Option<i64>,
-    /// Seconds without activity after which the capsule ends: 0 for never, else at least 60.
+    /// Seconds without activity after which the capsule is paused: 0 for never, else at least 60.
     timeout_sec: Option<i64>,
-    /// Capacity of the disk in MiB; default 5120.
+    /// Capacity of the disk in MiB, at least the template's; default 5120.
     disk_size_mb: Option<i64>,
     /// At most 20 labels.
     metadata: Option<Metadata>,
@@ -127,11 +127,16 @@ pub(super) async fn create(
         timeout_sec: body.timeout_sec,
         metadata: body.metadata,
     };
-    let (status, row) = match capsules::create(&app, caller.team, request).await? {
-        Created::Settled(row) => (StatusCode::CREATED, row),
-        Created::Pending(row) => (StatusCode::ACCEPTED, row),
+    Ok(answer(StatusCode::CREATED, capsules::create(&app, caller.team, request).await?))
+}
+
+/// The capsule, with `done` where the work has settled.
+fn answer(done: StatusCode, outcome: Outcome) -> Response {
+    let (status, row) = match outcome {
+        Outcome::Settled(row) => (done, row),
+        Outcome::Pending(row) => (StatusCode::ACCEPTED, row),
     };
-    Ok((status, axum::Json(Capsule::from(row))).into_response())
+    (status, axum::Json(Capsule::from(row))).into_response()
 }
 
 /// List capsules
@@ -193,4 +198,72 @@ pub(super) async fn ping(
 ) -> Result<StatusCode, ApiError> {
     capsules::ping(&app, caller.team, id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Pause a capsule
+///
+/// Writes its memory to disk and gives its host's memory and CPUs back. Answers 200 when it is paused, already or within
+/// the settle window, else 202.
+#[utoipa::path(post, path = "/v1/capsules/{id}/pause", tag = "capsules",
+    params(("id" = String, Path, description = "The capsule")),
+    responses((status = 200, body = Capsule), (status = 202, body = Capsule), Failures))]
+pub(super) async fn pause(
+    State(app): State<App>,
+    caller: Caller,
+    InCapsule(id): InCapsule,
+) -> Result<Response, ApiError> {
+    Ok(answer(StatusCode::OK, capsules::pause(&app, caller.team, id).await?))
+}
+
+/// Resume a capsule
+///
+/// Brings a paused capsule back, processes and all. Answers 200 when it runs, already or within the settle window, else
+/// 202.
+#[utoipa::path(post, path = "/v1/capsules/{id}/resume", tag = "capsules",
+    params(("id" = String, Path, description = "The capsule")),
+    responses((status = 200, body = Capsule), (status = 202, body = Capsule), Failures))]
+pub(super) async fn resume(
+    State(app): State<App>,
+    caller: Caller,
+    InCapsule(id): InCapsule,
+) -> Result<Response, ApiError> {
+    Ok(answer(StatusCode::OK, capsules::resume(&app, caller.team, id).await?))
+}
+
+/// How to fork. Absent, null and zero fields take their defaults.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct Fork {
+    /// Number of copies, from 1 to 100; default 1.
+    count: Option<i64>,
+    /// Labels of every copy; default those of the source.
+    metadata: Option<Metadata>,
+}
+
+/// Copies of a capsule.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Copies {
+    /// One for each copy.
+    capsules: Vec<Capsule>,
+}
+
+/// Fork a capsule
+///
+/// Makes running copies of a running capsule, memory and processes included, all of them or none; the source goes on.
+/// Answers 201 when all copies run within the settle window, else 202.
+#[utoipa::path(post, path = "/v1/capsules/{id}/fork", tag = "capsules", request_body = Fork,
+    params(("id" = String, Path, description = "The capsule")),
+    responses((status = 201, body = Copies), (status = 202, body = Copies), Failures))]
+pub(super) async fn fork(
+    State(app): State<App>,
+    caller: Caller,
+    InCapsule(id): InCapsule,
+    Json(body): Json<Fork>,
+) -> Result<Response, ApiError> {
+    let request = ForkRequest { count: body.count, metadata: body.metadata };
+    let (status, rows) = match capsules::fork(&app, caller.team, id, request).await? {
+        Forked::Settled(rows) => (StatusCode::CREATED, rows),
+        Forked::Pending(rows) => (StatusCode::ACCEPTED, rows),
+    };
+    let capsules = rows.into_iter().map(Capsule::from).collect();
+    Ok((status, axum::Json(Copies { capsules })).into_response())
 }

@@ -31,6 +31,7 @@ use crate::state::App;
         (name = "capsules", description = "MicroVMs and their life"),
         (name = "processes", description = "Commands inside capsules"),
         (name = "files", description = "Files inside capsules"),
+        (name = "templates", description = "What capsules are made from"),
         (name = "hosts", description = "Machines that run capsules")
     )
 )]

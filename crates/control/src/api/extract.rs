@@ -76,6 +76,20 @@ impl<S: Send + Sync> FromRequestParts<S> for InCapsule {
     }
 }
 
+/// The template in the path, unchecked.
+#[derive(Debug, Clone)]
+pub(super) struct InTemplate(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for InTemplate {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(path) =
+            Path::<NamePath>::from_request_parts(parts, state).await.map_err(|e| bad_path(&e))?;
+        Ok(Self(path.name))
+    }
+}
+
 /// The process in the path.
 #[derive(Debug, Clone)]
 pub(super) struct InProcess(pub(super) String);
@@ -93,6 +107,11 @@ impl<S: Send + Sync> FromRequestParts<S> for InProcess {
 #[derive(Debug, serde::Deserialize)]
 struct IdPath {
     id: String,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct NamePath {
+    name: String,
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -11,6 +11,7 @@ mod extract;
 mod files;
 mod hosts;
 mod layers;
+mod snapshots;
 mod sockets;
 mod system;
 mod wording;
@@ -31,6 +32,11 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(capsules::list, capsules::create))
         .routes(routes!(capsules::get, capsules::destroy))
         .routes(routes!(capsules::ping))
+        .routes(routes!(capsules::pause))
+        .routes(routes!(capsules::resume))
+        .routes(routes!(capsules::fork))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::delete))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::processes))
         .routes(routes!(exec::kill))

@@ -5,7 +5,11 @@
 
 mod create;
 mod destroy;
+mod fork;
+mod pause;
 mod placement;
+mod snapshot;
+mod work;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,9 +25,13 @@ use crate::hosts::{HostError, HostTransport, host_error};
 use crate::state::App;
 use crate::store::CapsuleRow;
 
-pub(crate) use create::{CreateRequest, Created, create};
+pub(crate) use create::{CreateRequest, create};
 pub(crate) use destroy::{Destroyed, destroy};
+pub(crate) use fork::{ForkRequest, Forked, fork};
+pub(crate) use pause::{pause, resume};
 pub use placement::Reserve;
+pub(crate) use snapshot::{SnapshotRequest, snapshot};
+pub(crate) use work::Outcome;
 
 /// How long a read may wait for a host's live figures.
 const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -68,7 +76,7 @@ pub(crate) async fn find_live(
     id: CapsuleId,
 ) -> Result<(CapsuleRow, Option<Capsule>), ApiError> {
     let row = find(app, team, id).await?;
-    if row.status != CapsuleStatus::Running {
+    if !matches!(row.status, CapsuleStatus::Running | CapsuleStatus::Paused) {
         return Ok((row, None));
     }
     let figures = match app.hosts.transport(&app.store, row.host).await? {
@@ -88,8 +96,17 @@ pub(crate) async fn guest(app: &App, team: TeamId, id: CapsuleId) -> Result<Gues
 /// The way to the host of a running capsule.
 async fn running(app: &App, row: &CapsuleRow) -> Result<HostTransport, ApiError> {
     if row.status != CapsuleStatus::Running {
-        return Err(ApiError::invalid_state(format!("capsule {} is {}, not running", row.id, row.status)));
+        return Err(not_running(row));
     }
+    transport(app, row).await
+}
+
+fn not_running(row: &CapsuleRow) -> ApiError {
+    ApiError::invalid_state(format!("capsule {} is {}, not running", row.id, row.status))
+}
+
+/// The way to a capsule's host.
+async fn transport(app: &App, row: &CapsuleRow) -> Result<HostTransport, ApiError> {
     let transport = app.hosts.transport(&app.store, row.host).await?;
     transport.ok_or_else(|| ApiError::host_unavailable("the capsule's host has no address"))
 }

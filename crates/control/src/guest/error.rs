@@ -56,7 +56,9 @@ pub(super) fn unreached(error: &HostError) -> ApiError {
             tracing::warn!(error = ?cause, "a host cannot be reached");
             ApiError::host_unavailable("the capsule's host cannot be reached")
         }
-        HostError::Tunnel(TunnelError::NotRunning) => ApiError::invalid_state("the capsule is not running"),
+        HostError::Tunnel(TunnelError::NotRunning) => ApiError::invalid_state(
+            "the capsule takes nothing now: it is starting, pausing, paused, resuming or stopping",
+        ),
         HostError::Tunnel(TunnelError::UnknownCapsule) => {
             ApiError::invalid_state("the capsule's host does not have it (any more)")
         }

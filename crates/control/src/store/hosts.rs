@@ -55,7 +55,7 @@ impl HostStatus {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, StoreError> {
+    pub(super) fn parse(text: &str) -> Result<Self, StoreError> {
         Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or(StoreError::Corrupt("host status"))
     }
 }

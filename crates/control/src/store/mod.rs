@@ -10,6 +10,9 @@
 mod capsules;
 mod hosts;
 mod keys;
+mod moves;
+mod placing;
+mod snapshots;
 mod templates;
 
 use std::str::FromStr;
@@ -18,10 +21,13 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
 
-pub use capsules::{Advance, CapsuleRow, HostCapsule, NewCapsule};
+pub use capsules::CapsuleRow;
 pub use hosts::{HostKind, HostLoad, HostRow, HostStatus, Registration};
 pub use keys::{KeyOwner, KeyRow, NewKey};
-pub use templates::TemplateRow;
+pub use moves::{Advance, HostCapsule, TakeOver};
+pub use placing::{NewCapsule, NewForks};
+pub use snapshots::{Begun, Made, NewSnapshot, UNFINISHED};
+pub use templates::{TemplateInfo, TemplateRow};
 
 /// Longest wait for a connection, and so the longest a request hangs on a lost database.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);

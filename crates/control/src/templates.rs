@@ -1,0 +1,139 @@
+//! Templates as names that capsules are made from: finding, listing and deleting them, and removing files that are left
+//! over.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use uuid::Uuid;
+use wrenn_core::{HostId, SafeName, TeamId};
+use wrenn_protocol::agent::DeleteTemplateRequest;
+
+use crate::api::ApiError;
+use crate::capsules::agent_failure;
+use crate::hosts::HostTransport;
+use crate::state::App;
+use crate::store::{HostStatus, StoreError, TemplateRow};
+
+/// How long a host may take to remove a template's files.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Other names of a template of the platform.
+const ALIASES: [(&str, &str); 2] = [("minimal-ubuntu", "minimal"), ("minimal-debian", "minimal")];
+
+fn meant(name: &str) -> Option<&'static str> {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, meant)| *meant)
+}
+
+/// Directory of a template's files on a host, below its `templates`.
+pub(crate) fn path(team: TeamId, id: Uuid) -> String {
+    format!("{}/{id}", team.uuid())
+}
+
+/// The template that a name means to a team: its own, else the platform's.
+pub(crate) async fn find(app: &App, team: TeamId, name: &str) -> Result<TemplateRow, ApiError> {
+    if let Some(found) = app.store.template(team, name).await? {
+        return Ok(found);
+    }
+    let aliased = match meant(name) {
+        Some(meant) => app.store.template(team, meant).await?,
+        None => None,
+    };
+    aliased.ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no template {name}"))
+}
+
+async fn is_reserved(app: &App, name: &str) -> Result<bool, StoreError> {
+    Ok(meant(name).is_some() || app.store.is_platform_template(name).await?)
+}
+
+/// Refuses names that the platform has for itself.
+pub(crate) async fn refuse_reserved(app: &App, name: &str) -> Result<(), ApiError> {
+    if is_reserved(app, name).await? {
+        return Err(ApiError::conflict(format!("{name} is a template of the platform; choose another name")));
+    }
+    Ok(())
+}
+
+/// Deletes a team's template with its files. Capsules made from it are not hurt.
+pub(crate) async fn delete(app: &App, team: TeamId, name: &str) -> Result<(), ApiError> {
+    let name: SafeName = name.parse().map_err(|error| ApiError::invalid(format!("name {error}")))?;
+    let Some((id, host)) = app.store.begin_delete(team, name.as_str()).await? else {
+        return Err(if is_reserved(app, name.as_str()).await? {
+            ApiError::forbidden(format!("{name} is a template of the platform and cannot be deleted"))
+        } else {
+            unknown(name.as_str())
+        });
+    };
+    // In a task of its own: a client that hangs up must not leave it half deleted.
+    let work = app.tasks.spawn(remove(app.clone(), team, id, host));
+    match work.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            Err(ApiError::conflict(format!("the files of {name} cannot be removed: {}", error.message)))
+        }
+        Err(_) => Err(ApiError::internal()),
+    }
+}
+
+async fn remove(app: App, team: TeamId, id: Uuid, host: Option<HostId>) -> Result<(), ApiError> {
+    let removed = match host {
+        Some(host) => remove_files(&app, host, team, id).await,
+        None => Ok(()),
+    };
+    match &removed {
+        Ok(()) => app.store.end_delete(team, id).await?,
+        Err(error) => {
+            tracing::warn!(host.id = ?host, "a template is not deleted: {}", error.message);
+            app.store.undo_delete(team, id).await?;
+        }
+    }
+    removed
+}
+
+async fn remove_files(app: &App, host: HostId, team: TeamId, id: Uuid) -> Result<(), ApiError> {
+    let status = app.store.host(host).await?.map_or(HostStatus::Offline, |row| row.status);
+    if !matches!(status, HostStatus::Online | HostStatus::Draining) {
+        return Err(ApiError::host_unavailable(format!("their host is {}", status.as_str())));
+    }
+    let transport = app.hosts.transport(&app.store, host).await?;
+    let transport = transport.ok_or_else(|| ApiError::host_unavailable("their host has no address"))?;
+    delete_files(&transport, team, id).await
+}
+
+async fn delete_files(transport: &HostTransport, team: TeamId, id: Uuid) -> Result<(), ApiError> {
+    let request = DeleteTemplateRequest { template_path: path(team, id), ..Default::default() };
+    match timeout(DELETE_TIMEOUT, transport.agent().delete_template(request)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(agent_failure(&error)),
+        Err(_) => Err(ApiError::host_unavailable("their host does not answer")),
+    }
+}
+
+/// Has a host remove the files of templates that no longer exist, as far as they are due. What fails falls due again.
+pub(crate) async fn remove_left_over(app: App, host: HostId) {
+    if let Err(error) = remove_due(&app, host).await {
+        tracing::warn!(host.id = %host, error = error.message, "files of templates are left on host {host}");
+    }
+}
+
+async fn remove_due(app: &App, host: HostId) -> Result<(), ApiError> {
+    let due = app.store.claim_deletions(host).await?;
+    if due.is_empty() {
+        return Ok(());
+    }
+    let transport = app.hosts.transport(&app.store, host).await?;
+    let transport = transport.ok_or_else(|| ApiError::host_unavailable("the host has no address"))?;
+    for (team, id) in due {
+        match delete_files(&transport, team, id).await {
+            Ok(()) => app.store.deletion_done(host, team, id).await?,
+            Err(error) => {
+                let path = path(team, id);
+                tracing::warn!(host.id = %host, error = error.message, "host {host} does not remove template {path}");
+            }
+        }
+    }
+    Ok(())
+}
