@@ -7,7 +7,7 @@ use crc32c::{crc32c, crc32c_append};
 
 use crate::base_file::BaseFile;
 use crate::copy::copy_sparse;
-use crate::fields::{blocks, length};
+use crate::fields::{blocks, in_memory, length};
 use crate::footer::{Footer, Kind};
 use crate::partial::PartialFile;
 use crate::{BLOCK, BLOCK_BYTES, CHUNK_BLOCKS, FileId, ImageError, Written, ZEROS, is_zero, runs};
@@ -79,7 +79,7 @@ impl BaseWriter {
         }
         let (mut block, mut bytes) = (block, bytes);
         while !bytes.is_empty() {
-            let room = length((CHUNK_BLOCKS - block % CHUNK_BLOCKS) * BLOCK).unwrap_or(usize::MAX);
+            let room = in_memory((CHUNK_BLOCKS - block % CHUNK_BLOCKS) * BLOCK);
             let (part, rest) = bytes.split_at(bytes.len().min(room));
             self.sum(block, part);
             block += (part.len() / BLOCK_BYTES) as u64;
@@ -172,7 +172,7 @@ impl BaseWriter {
 impl OpenChunk {
     /// Sums the blocks that were left out in front of block `upto` of the chunk.
     fn pad(&mut self, upto: u64) {
-        let zeros = length((upto - self.filled) * BLOCK).unwrap_or(0);
+        let zeros = in_memory((upto - self.filled) * BLOCK);
         self.crc = crc32c_append(self.crc, &ZEROS[..zeros]);
         self.filled = upto;
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crc32c::crc32c;
 
 use crate::copy::next_data;
-use crate::fields::length;
+use crate::fields::{in_memory, length};
 use crate::footer::{Footer, Kind, Summed, read_at};
 use crate::{BLOCK, CHUNK_BLOCKS, CHUNK_BYTES, ImageError, RUN_BYTES, is_zero};
 
@@ -54,7 +54,7 @@ impl BaseFile {
         while !rest.is_empty() {
             let chunk = at / CHUNK;
             let within = self.bytes_of(chunk);
-            let room = length(within.end - at).unwrap_or(usize::MAX);
+            let room = in_memory(within.end - at);
             let (part, behind) = rest.split_at_mut(room.min(rest.len()));
             self.read_part(chunk, at - within.start, part)?;
             at += part.len() as u64;
@@ -74,10 +74,10 @@ impl BaseFile {
             read_at(&self.file, &self.path, within.start, part)?;
             return self.check(chunk, sum, part);
         }
-        let mut whole = vec![0; length(within.end - within.start).unwrap_or(CHUNK_BYTES)];
+        let mut whole = vec![0; in_memory(within.end - within.start)];
         read_at(&self.file, &self.path, within.start, &mut whole)?;
         self.check(chunk, sum, &whole)?;
-        let skip = length(skip).unwrap_or(0);
+        let skip = in_memory(skip);
         part.copy_from_slice(&whole[skip..skip + part.len()]);
         Ok(())
     }
@@ -103,7 +103,7 @@ impl BaseFile {
             let end = end.unwrap_or(self.chunks());
             let bytes = chunk * CHUNK..self.bytes_of(end - 1).end;
             if data {
-                let part = &mut buf[..length(bytes.end - bytes.start).unwrap_or(RUN_BYTES)];
+                let part = &mut buf[..in_memory(bytes.end - bytes.start)];
                 read_at(&self.file, &self.path, bytes.start, part)?;
                 for (index, bytes) in (chunk..end).zip(part.chunks(CHUNK_BYTES)) {
                     self.check(index, self.sum(index).unwrap_or_default(), bytes)?;
@@ -122,7 +122,7 @@ impl BaseFile {
         while let Some(data) = next_data(&self.file, &self.path, at..bytes.end)? {
             at = data.start;
             while at < data.end {
-                let count = length(data.end - at).unwrap_or(usize::MAX).min(buf.len());
+                let count = in_memory(data.end - at).min(buf.len());
                 let part = &mut buf[..count];
                 read_at(&self.file, &self.path, at, part)?;
                 if !is_zero(part) {

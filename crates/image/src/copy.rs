@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{SeekFrom, copy_file_range, seek};
 use rustix::io::Errno;
 
-use crate::fields::length;
+use crate::fields::in_memory;
 use crate::footer::read_at;
 use crate::{ImageError, RUN_BYTES};
 
@@ -49,7 +49,7 @@ pub(crate) fn copy_sparse(
 fn copy_bytes(from: (&File, &Path), to: (&File, &Path), range: Range<u64>) -> Result<(), ImageError> {
     let (mut read_from, mut write_to) = (range.start, range.start);
     while read_from < range.end {
-        let rest = length(range.end - read_from).unwrap_or(usize::MAX);
+        let rest = in_memory(range.end - read_from);
         match copy_file_range(from.0, Some(&mut read_from), to.0, Some(&mut write_to), rest) {
             Ok(0) => return Err(ImageError::damaged(from.1, "it ends before the data that it should hold")),
             Ok(_) | Err(Errno::INTR) => {}
@@ -71,7 +71,7 @@ fn copy_through_memory(
     let mut buf = vec![0; RUN_BYTES];
     let mut at = range.start;
     while at < range.end {
-        let part = length(range.end - at).unwrap_or(usize::MAX).min(RUN_BYTES);
+        let part = in_memory(range.end - at).min(RUN_BYTES);
         let part = &mut buf[..part];
         read_at(from.0, from.1, at, part)?;
         to.0.write_all_at(part, at).map_err(|source| ImageError::io("write", to.1, source))?;

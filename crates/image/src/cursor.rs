@@ -3,7 +3,7 @@
 //! A layer keeps its blocks in ascending order, so a walk through the image is a walk through each of its layers. Each
 //! has a window of [`RUN_BYTES`] that follows the walk; a block is checked when it is handed out.
 
-use crate::fields::length;
+use crate::fields::in_memory;
 use crate::image::Image;
 use crate::layer_file::LayerFile;
 use crate::map::find;
@@ -77,7 +77,7 @@ impl<'a> Windows<'a> {
         let Source::Layer { layer, offset } = extent.source else {
             return Ok(Piece::Zero(extent.count));
         };
-        let bytes = length(extent.count * BLOCK).unwrap_or(usize::MAX);
+        let bytes = in_memory(extent.count * BLOCK);
         self.windows[layer].show(self.image.layer_file(layer), offset, bytes).map(Piece::Data)
     }
 }
@@ -88,7 +88,7 @@ impl Window {
         if offset < self.start || offset >= self.start + self.bytes.len() as u64 {
             self.move_to(layer, offset)?;
         }
-        let skip = length(offset - self.start).unwrap_or(0);
+        let skip = in_memory(offset - self.start);
         let end = skip.saturating_add(wanted).min(self.bytes.len());
         let bytes = &self.bytes[skip..end];
         layer.check(offset, bytes)?;
@@ -99,7 +99,7 @@ impl Window {
         let rest = layer.data_bytes() - offset;
         // Empty until it is full again: a failed reading must not leave anything to show.
         let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.resize(length(rest).unwrap_or(usize::MAX).min(RUN_BYTES), 0);
+        bytes.resize(in_memory(rest).min(RUN_BYTES), 0);
         layer.read_unchecked(offset, &mut bytes)?;
         (self.start, self.bytes) = (offset, bytes);
         Ok(())

@@ -41,6 +41,12 @@ pub(crate) fn length(count: u64) -> Result<usize, Fault> {
     usize::try_from(count).map_err(|_| Fault::new(format!("a count of {count} is beyond this machine")))
 }
 
+/// A number of bytes that fits in memory by its origin: part of a slice, or below a constant. Should it not fit after
+/// all, slicing with it fails rather than cutting it short.
+pub(crate) fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 /// The number of blocks of an image of `size_bytes`.
 pub(crate) fn blocks(size_bytes: u64) -> Result<u64, Fault> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK) || size_bytes > MAX_IMAGE_BYTES {

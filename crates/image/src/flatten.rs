@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::fields::length;
+use crate::fields::in_memory;
 use crate::{BLOCK, BaseWriter, CHUNK_BLOCKS, CHUNK_BYTES, Image, ImageError, LayerWriter, Piece, Written};
 
 impl Image {
@@ -38,7 +38,7 @@ impl Image {
         for chunk in chunks {
             let first = chunk * CHUNK_BLOCKS;
             let bytes = (self.size_bytes() - first * BLOCK).min(CHUNK_BLOCKS * BLOCK);
-            let buf = &mut buf[..length(bytes).unwrap_or(CHUNK_BYTES)];
+            let buf = &mut buf[..in_memory(bytes)];
             self.read(first, buf)?;
             writer.write(first, buf)?;
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::base::check_blocks;
 use crate::base_file::BaseFile;
 use crate::cursor::{Cursor, Piece, Windows};
-use crate::fields::length;
+use crate::fields::in_memory;
 use crate::footer::{Footer, open_file};
 use crate::header::{FileEntry, Header};
 use crate::layer_file::{LayerFile, map_of};
@@ -125,6 +125,18 @@ impl Image {
         self.layers.len()
     }
 
+    /// Brings the image to the disk: data, header and names, where they are not there yet. An image that was written
+    /// without `durable` can be made durable with this later, when nobody waits any more.
+    ///
+    /// # Errors
+    /// [`ImageError`] where the system cannot write.
+    pub fn sync(&self) -> Result<(), ImageError> {
+        self.sync_data()?;
+        let (header, _) = open_file(&self.path)?;
+        header.sync_data().map_err(|source| ImageError::io("sync", &self.path, source))?;
+        sync_directory(directory(&self.path))
+    }
+
     /// Brings the data of base and layers to the disk, where it is not there yet.
     pub(crate) fn sync_data(&self) -> Result<(), ImageError> {
         self.base.file.sync_data().map_err(|source| ImageError::io("sync", &self.base.path, source))?;
@@ -186,7 +198,7 @@ impl Image {
                 Some(extent) => extent.block,
                 None => end,
             };
-            let (part, behind) = rest.split_at_mut(length((upto - block) * BLOCK).unwrap_or(usize::MAX));
+            let (part, behind) = rest.split_at_mut(in_memory((upto - block) * BLOCK));
             match over.filter(|extent| extent.block <= block) {
                 Some(extent) => {
                     self.read_extent(&extent.part(block, upto), part)?;

@@ -8,7 +8,7 @@ use crate::base::{check_blocks, check_range};
 use crate::fields::blocks;
 use crate::footer::{Footer, Kind};
 use crate::partial::PartialFile;
-use crate::{BLOCK, BLOCK_BYTES, FileId, ImageError, MAX_TABLE_BYTES, Written, runs};
+use crate::{BLOCK, BLOCK_BYTES, Cursor, FileId, ImageError, MAX_TABLE_BYTES, Piece, Written, is_zero, runs};
 
 /// Writes a layer, block by block in ascending order. Blocks of zeros are recorded as such and take no room. Dropped
 /// before [`LayerWriter::finish`], it leaves nothing behind.
@@ -64,6 +64,33 @@ impl LayerWriter {
             self.record(first, count, zero);
         }
         Ok(())
+    }
+
+    /// Writes those of the whole blocks from `block` on that `parent`'s layers do not already have with the same content.
+    /// What an image has in its base alone is not compared: the caller knows better which blocks left the base.
+    ///
+    /// # Errors
+    /// As [`LayerWriter::write`], and where the parent cannot be read or is damaged.
+    pub fn write_changed(
+        &mut self,
+        parent: &mut Cursor<'_>,
+        block: u64,
+        bytes: &[u8],
+    ) -> Result<(), ImageError> {
+        check_blocks(self.out.target(), self.next..self.blocks, block, bytes)?;
+        let mut from = 0;
+        for (index, content) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            let known = parent.at(block + index as u64)?;
+            let same = known.is_some_and(|known| match known {
+                Piece::Data(bytes) => bytes == content,
+                Piece::Zero(_) => is_zero(content),
+            });
+            if same {
+                self.write(block + from as u64, &bytes[from * BLOCK_BYTES..index * BLOCK_BYTES])?;
+                from = index + 1;
+            }
+        }
+        self.write(block + from as u64, &bytes[from * BLOCK_BYTES..])
     }
 
     /// Records that `count` blocks from `block` on are zeros, whatever is below.

@@ -18,6 +18,8 @@ pub(crate) struct PartialFile {
     partial: PathBuf,
     target: PathBuf,
     committed: bool,
+    /// A write failed, so that parts of the content are missing.
+    failed: bool,
     /// Bytes that belong at `run_at` and are not written yet.
     run: Vec<u8>,
     run_at: u64,
@@ -32,7 +34,16 @@ impl PartialFile {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&partial).map_err(io)?;
         let target = target.to_owned();
-        Ok(Self { file, partial, target, committed: false, run: Vec::new(), run_at: 0, written: 0 })
+        Ok(Self {
+            file,
+            partial,
+            target,
+            committed: false,
+            failed: false,
+            run: Vec::new(),
+            run_at: 0,
+            written: 0,
+        })
     }
 
     /// The final name, which is also the one that errors speak of.
@@ -73,7 +84,10 @@ impl PartialFile {
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), ImageError> {
-        self.file.write_all_at(bytes, at).map_err(|source| ImageError::io("write", &self.target, source))?;
+        if let Err(source) = self.file.write_all_at(bytes, at) {
+            self.failed = true;
+            return Err(ImageError::io("write", &self.target, source));
+        }
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -82,6 +96,9 @@ impl PartialFile {
     /// content is on the disk before the name is; the name itself is there once the directory is synced.
     pub(crate) fn commit(mut self, durable: bool) -> Result<u64, ImageError> {
         self.flush()?;
+        if self.failed {
+            return Err(ImageError::invalid(&self.target, "a write to it failed before; write it anew"));
+        }
         if durable {
             self.file.sync_data().map_err(|source| ImageError::io("sync", &self.target, source))?;
         }

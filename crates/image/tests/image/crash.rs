@@ -3,7 +3,10 @@
 use std::fs;
 use std::mem::forget;
 use std::path::Path;
+use std::thread;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, ImageError, LayerWriter, MAX_LAYERS};
 
 use crate::common::{Change, Fixture, names, read_all};
@@ -73,6 +76,35 @@ fn between_merge_and_header_both_the_old_and_the_merged_files_are_whole() {
     assert_eq!(merged.layer_paths(), [fixture.path("merged")]);
     still_usable(&fixture);
     assert!(read_all(&image).unwrap() == fixture.model, "who has the old one open reads on");
+}
+
+#[test]
+fn a_full_disk_is_named_and_nothing_is_left_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    thread::scope(|scope| {
+        // The file system exists for this thread alone, and ends with it.
+        scope.spawn(|| {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .unwrap();
+            mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+            fill_up(dir.path());
+        });
+    });
+}
+
+fn fill_up(dir: &Path) {
+    let (path, size, piece) = (dir.join("file"), 64 << 20, vec![7; 256 * BLOCK_BYTES]);
+    let full = |result: Result<(), ImageError>| {
+        assert!(matches!(&result, Err(ImageError::Full { path: named }) if *named == path), "{result:?}");
+    };
+    let mut base = BaseWriter::create(&path, size).unwrap();
+    full((0..4).try_for_each(|index| base.write(index * 256, &piece)));
+    assert!(matches!(base.finish(false), Err(ImageError::Invalid { .. } | ImageError::Full { .. })));
+    let mut layer = LayerWriter::create(&path, size).unwrap();
+    full((0..4).try_for_each(|index| layer.write(index * 256, &piece)));
+    assert!(matches!(layer.finish(false), Err(ImageError::Invalid { .. } | ImageError::Full { .. })));
+    assert_eq!(names(dir), [""; 0]);
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn a_link_shares_the_files_and_has_a_header_of_its_own() {
         assert_eq!(inode(mine), inode(&theirs));
     }
     assert_ne!(inode(linked.header_path()), inode(image.header_path()));
+    linked.sync().unwrap();
     assert!(names(other.path()).iter().all(|name| name == "memory-3" || name.starts_with("memory-3.")));
     assert_eq!(fs::metadata(linked.header_path()).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(read_all(&linked).unwrap() == fixture.model);

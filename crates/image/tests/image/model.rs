@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{Change, Fixture, overrides, read_all, settle};
+use crate::common::{Change, Fixture, blocks_of, overrides, read_all, settle};
 use proptest::prelude::*;
-use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, ImageError, Piece};
+use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, ImageError, LayerWriter, Piece};
 
 /// Not a multiple of a chunk, so that the last chunk is a short one.
 const BLOCKS: usize = 75;
@@ -74,6 +74,28 @@ proptest! {
     }
 
     #[test]
+    fn a_layer_of_changes_turns_the_image_into_what_was_compared((base, layers) in fixture(), now in changes()) {
+        let (mut fixture, image) = build(&base, &layers[..layers.len().min(7)]);
+        let mut expected = fixture.model.clone();
+        let path = fixture.path("changes");
+        let mut writer = LayerWriter::create(&path, expected.len() as u64).unwrap();
+        let mut cursor = image.cursor();
+        let mut differing = 0;
+        for change in &now {
+            let (at, bytes) = (change.block * BLOCK_BYTES, blocks_of(change));
+            for (index, (new, old)) in bytes.chunks(BLOCK_BYTES).zip(expected[at..].chunks(BLOCK_BYTES)).enumerate() {
+                differing += u64::from(new != old || !fixture.overridden[change.block + index]);
+            }
+            expected[at..at + bytes.len()].copy_from_slice(&bytes);
+            writer.write_changed(&mut cursor, change.block as u64, &bytes).unwrap();
+        }
+        let written = writer.finish(false).unwrap();
+        prop_assert_eq!(written.data_blocks + written.zero_blocks, differing);
+        fixture.layers.push(path);
+        prop_assert!(read_all(&fixture.image()).unwrap() == expected);
+    }
+
+    #[test]
     fn materialising_keeps_the_content((base, layers) in fixture()) {
         let (fixture, image) = build(&base, &layers);
         let written = image.materialise(&fixture.path("flat"), false).unwrap();
@@ -119,6 +141,37 @@ proptest! {
         prop_assert!(read_all(&copy).unwrap() == fixture.model);
         prop_assert_eq!(copy.files().len(), crate::common::names(other.path()).len());
     }
+}
+
+#[test]
+fn images_larger_than_every_buffer_read_as_their_model() {
+    let change = |block, count, fill| Change { block, count, fill, explicit: true };
+    let mut fixture = Fixture::new(2003, &[change(0, 700, 1), change(703, 300, 2), change(1900, 103, 3)]);
+    fixture.layer(&[change(100, 1000, 4), change(1200, 300, 5), change(1999, 2, 6)]);
+    let stripes: Vec<Change> =
+        (0..200).map(|index| change(50 + 7 * index, 3, u8::from(index % 5 > 0) * 7)).collect();
+    fixture.layer(&stripes);
+    let image = fixture.image();
+    let expected = expected_overrides(&fixture);
+    assert!(read_all(&image).unwrap() == fixture.model);
+    assert!(overrides(&image).unwrap() == expected);
+    let mut cursor = image.cursor();
+    for (block, expected) in expected.iter().enumerate() {
+        match (cursor.at(block as u64).unwrap(), expected) {
+            (None, None) => {}
+            (Some(Piece::Data(bytes)), Some(expected)) => assert!(bytes == expected),
+            (Some(Piece::Zero(1)), Some(expected)) => assert!(expected.iter().all(|byte| *byte == 0)),
+            other => panic!("{other:?}"),
+        }
+    }
+    image.materialise(&fixture.path("flat"), false).unwrap();
+    image.merge(&fixture.path("merged"), false).unwrap();
+    let flat = Image::create(&fixture.path("flat-image"), &fixture.path("flat"), &[], false).unwrap();
+    flat.verify_base().unwrap();
+    assert!(read_all(&flat).unwrap() == fixture.model);
+    let layers: &[&Path] = &[&fixture.path("merged")];
+    let merged = Image::create(&fixture.path("merged-image"), &fixture.path("base"), layers, false).unwrap();
+    assert!(overrides(&merged).unwrap() == expected);
 }
 
 #[test]
