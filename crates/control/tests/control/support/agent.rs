@@ -1,7 +1,7 @@
 //! An agent that acts out what a host does. It serves the real `AgentService` and the real tunnel over mutual TLS with
 //! the certificates that registration gave it; there is no VM behind it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use wrenn_protocol::agent::__buffa::oneof::watch_response::Event;
 use wrenn_protocol::agent::*;
 use wrenn_protocol::tunnel::{ERROR_HEADER, TunnelError};
 
+use super::acts::Act;
 use super::guest::FakeGuest;
 
 /// What creates do.
@@ -39,28 +40,83 @@ pub struct FakeAgent {
 
 /// What there is on the host.
 pub struct World {
-    capsules: Mutex<HashMap<String, Capsule>>,
-    changes: broadcast::Sender<Capsule>,
+    pub(super) capsules: Mutex<HashMap<String, Capsule>>,
+    pub(super) changes: broadcast::Sender<Capsule>,
     boot: watch::Sender<Boot>,
+    pub(super) act: watch::Sender<Act>,
+    /// What was asked for beside creates, in order: `pause cl-…`.
+    pub(super) calls: Mutex<Vec<String>>,
     destroys: Mutex<Vec<String>>,
+    pub creates: Mutex<Vec<CreateCapsuleRequest>>,
+    /// Paths of the templates that were made here.
+    pub templates: Mutex<BTreeSet<String>>,
     pub guest: Arc<FakeGuest>,
 }
 
-impl FakeAgent {
-    pub fn start(listener: TcpListener, credentials: &Value) -> Self {
-        let world = Arc::new(World {
+impl World {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
             capsules: Mutex::default(),
             changes: broadcast::channel(64).0,
             boot: watch::channel(Boot::Works).0,
+            act: watch::channel(Act::Works).0,
+            calls: Mutex::default(),
             destroys: Mutex::default(),
+            creates: Mutex::default(),
+            templates: Mutex::default(),
             guest: Arc::default(),
-        });
+        })
+    }
+}
+
+impl FakeAgent {
+    pub fn start(listener: TcpListener, credentials: &Value, world: Arc<World>) -> Self {
         let server = tokio::spawn(serve(listener, tls(credentials), world.clone())).abort_handle();
         Self { world, server }
     }
 
     pub fn set_boot(&self, mode: Boot) {
         self.world.boot.send_replace(mode);
+    }
+
+    pub fn set_act(&self, mode: Act) {
+        self.world.act.send_replace(mode);
+    }
+
+    /// How often something was asked for, for example `pause`.
+    pub fn calls(&self, call: &str) -> usize {
+        let calls = self.world.calls.lock().unwrap();
+        calls.iter().filter(|line| line.split(' ').next() == Some(call)).count()
+    }
+
+    /// Waits until something was asked for.
+    pub async fn called(&self, call: &str) {
+        let poll = async {
+            while self.calls(call) == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, poll)
+            .await
+            .unwrap_or_else(|_| panic!("{call} was never asked for"));
+    }
+
+    /// The host changes a capsule by itself.
+    pub fn change(&self, id: &str, phase: CapsulePhase, reason: &str) {
+        self.world.change(id, phase, reason).unwrap();
+    }
+
+    /// A report arrives late: what was true `ago` changes before.
+    pub fn repeat(&self, id: &str, phase: CapsulePhase, ago: u64) {
+        let mut capsule = found(&self.world, id).unwrap();
+        capsule.phase = phase.into();
+        capsule.generation -= ago;
+        let _ = self.world.changes.send(capsule);
+    }
+
+    /// A capsule is in a phase, and nobody hears of it.
+    pub fn set_silently(&self, id: &str, phase: CapsulePhase) {
+        self.world.capsules.lock().unwrap().get_mut(id).unwrap().phase = phase.into();
     }
 
     /// The VM dies by itself.
@@ -131,8 +187,13 @@ async fn tunnel(
     Path((id, _)): Path<(String, String)>,
     mut request: Request,
 ) -> Response {
-    if !world.capsules.lock().unwrap().contains_key(&id) {
-        let error = TunnelError::UnknownCapsule;
+    let phase = world.capsules.lock().unwrap().get(&id).and_then(|capsule| capsule.phase.as_known());
+    let unreached = match phase {
+        Some(CapsulePhase::CAPSULE_PHASE_RUNNING) => None,
+        Some(_) => Some(TunnelError::NotRunning),
+        None => Some(TunnelError::UnknownCapsule),
+    };
+    if let Some(error) = unreached {
         return (error.status(), [(ERROR_HEADER, error.as_str())]).into_response();
     }
     let target = request.uri().path_and_query().unwrap().as_str();
@@ -143,7 +204,7 @@ async fn tunnel(
 
 struct Agent(Arc<World>);
 
-fn found(world: &World, id: &str) -> Result<Capsule, ConnectError> {
+pub(super) fn found(world: &World, id: &str) -> Result<Capsule, ConnectError> {
     world.capsules.lock().unwrap().get(id).cloned().ok_or_else(|| ConnectError::not_found("no such capsule"))
 }
 
@@ -161,7 +222,9 @@ impl AgentService for Agent {
         _: RequestContext,
         request: ServiceRequest<'_, CreateCapsuleRequest>,
     ) -> ServiceResult<CreateCapsuleResponse> {
-        let id = request.to_owned_message().id;
+        let request = request.to_owned_message();
+        let id = request.id.clone();
+        self.0.creates.lock().unwrap().push(request);
         let mut capsule = Capsule {
             id: id.clone(),
             phase: CapsulePhase::CAPSULE_PHASE_STARTING.into(),
@@ -196,6 +259,8 @@ impl AgentService for Agent {
         let id = request.to_owned_message().id;
         self.0.capsules.lock().unwrap().remove(&id);
         self.0.destroys.lock().unwrap().push(id);
+        // What hangs looks whether its capsule is there.
+        self.0.act.send_modify(|_| {});
         // A create that hangs wakes up and finds its capsule gone.
         self.0.boot.send_modify(|mode| {
             if *mode == Boot::Hangs {
@@ -212,6 +277,61 @@ impl AgentService for Agent {
     ) -> ServiceResult<GetCapsuleResponse> {
         let capsule = found(&self.0, &request.to_owned_message().id)?;
         connectrpc::Response::ok(GetCapsuleResponse { capsule: capsule.into(), ..Default::default() })
+    }
+
+    async fn pause_capsule(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, PauseCapsuleRequest>,
+    ) -> ServiceResult<PauseCapsuleResponse> {
+        let id = request.to_owned_message().id;
+        let phases = [
+            CapsulePhase::CAPSULE_PHASE_RUNNING,
+            CapsulePhase::CAPSULE_PHASE_PAUSING,
+            CapsulePhase::CAPSULE_PHASE_PAUSED,
+        ];
+        let capsule = self.0.turn(&id, phases, "pause").await?;
+        connectrpc::Response::ok(PauseCapsuleResponse { capsule: capsule.into(), ..Default::default() })
+    }
+
+    async fn resume_capsule(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ResumeCapsuleRequest>,
+    ) -> ServiceResult<ResumeCapsuleResponse> {
+        let id = request.to_owned_message().id;
+        let phases = [
+            CapsulePhase::CAPSULE_PHASE_PAUSED,
+            CapsulePhase::CAPSULE_PHASE_RESUMING,
+            CapsulePhase::CAPSULE_PHASE_RUNNING,
+        ];
+        let capsule = self.0.turn(&id, phases, "resume").await?;
+        connectrpc::Response::ok(ResumeCapsuleResponse { capsule: capsule.into(), ..Default::default() })
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, CreateSnapshotRequest>,
+    ) -> ServiceResult<CreateSnapshotResponse> {
+        connectrpc::Response::ok(self.0.snapshot(request.to_owned_message()).await?)
+    }
+
+    async fn delete_template(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, DeleteTemplateRequest>,
+    ) -> ServiceResult<DeleteTemplateResponse> {
+        self.0.delete_template(&request.to_owned_message().template_path)?;
+        connectrpc::Response::ok(DeleteTemplateResponse::default())
+    }
+
+    async fn fork_capsule(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ForkCapsuleRequest>,
+    ) -> ServiceResult<ForkCapsuleResponse> {
+        connectrpc::Response::ok(self.0.fork(request.to_owned_message()).await?)
     }
 
     async fn ping_capsule(

@@ -1,10 +1,12 @@
 //! A whole control plane in the test process: real PostgreSQL, real sockets, real mutual TLS. Only what a host does with
 //! a capsule is acted out, by [`agent::FakeAgent`].
 
+pub mod acts;
 pub mod agent;
 pub mod cluster;
 mod guest;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -15,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wrenn_control::{ControlConfig, Store, admin, hosts};
 
-use agent::FakeAgent;
+use agent::{FakeAgent, World};
 use cluster::Cluster;
 
 /// Long enough for any machine; only hangs run into it.
@@ -30,6 +32,7 @@ pub struct Server {
     pub database: Option<Cluster>,
     pub shutdown: CancellationToken,
     pub served: JoinHandle<wrenn_control::Result<()>>,
+    database_url: String,
     _pki: TempDir,
 }
 
@@ -52,10 +55,12 @@ impl Server {
         let pki = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let store = Store::connect(&url).await.unwrap();
+        let database_url = url;
+        let store = Store::connect(&database_url).await.unwrap();
         store.migrate().await.unwrap();
         let key = admin::ensure_default_team_and_key(&store).await.unwrap().unwrap().key;
-        let mut config = ControlConfig::new(url, address, "s".repeat(32), pki.path().to_owned());
+        let mut config =
+            ControlConfig::new(database_url.clone(), address, "s".repeat(32), pki.path().to_owned());
         config.settle = settle;
         let shutdown = CancellationToken::new();
         let serving = wrenn_control::serve_on(listener, config, shutdown.clone());
@@ -63,7 +68,8 @@ impl Server {
             serving.await.inspect_err(|error| eprintln!("the server ended: {error:?}"))
         });
         let http = reqwest::Client::new();
-        Self { base: format!("http://{address}"), key, store, http, database, shutdown, served, _pki: pki }
+        let base = format!("http://{address}");
+        Self { base, key, store, http, database, shutdown, served, database_url, _pki: pki }
     }
 
     /// A control plane and one online host.
@@ -75,6 +81,11 @@ impl Server {
 
     /// Registers a machine and starts its agent.
     pub async fn add_agent(&self) -> FakeAgent {
+        self.add_agent_with(World::new()).await
+    }
+
+    /// Registers a machine that has all this already, and starts its agent.
+    pub async fn add_agent_with(&self, world: Arc<World>) -> FakeAgent {
         let token = hosts::ensure_local_host(&self.store).await.unwrap().token;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let body = json!({
@@ -83,7 +94,7 @@ impl Server {
         });
         let answer = self.http.post(self.url("/v1/hosts/register")).json(&body).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::CREATED);
-        FakeAgent::start(listener, &answer.json::<Value>().await.unwrap())
+        FakeAgent::start(listener, &answer.json::<Value>().await.unwrap(), world)
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -105,6 +116,18 @@ impl Server {
 
     pub async fn delete(&self, path: &str) -> StatusCode {
         answer(self.request(Method::DELETE, path)).await.0
+    }
+
+    /// POST without a body.
+    pub async fn act(&self, id: &str, call: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::POST, &format!("/v1/capsules/{id}/{call}"))).await
+    }
+
+    /// Changes the database behind the server's back.
+    pub async fn sql(&self, statements: impl Into<String>) {
+        use sqlx::Connection;
+        let mut connection = sqlx::PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statements.into())).execute(&mut connection).await.unwrap();
     }
 
     /// A running capsule.
@@ -135,6 +158,12 @@ pub async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     let status = response.status();
     let body = response.bytes().await.unwrap();
     (status, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// The message of a refusal that has this status and code.
+pub fn refused((status, body): (StatusCode, Value), as_status: u16, code: &str) -> String {
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (as_status, &json!(code)), "{body}");
+    body["error"]["message"].as_str().unwrap().to_owned()
 }
 
 /// Status and error code.
