@@ -22,6 +22,8 @@ const IDLE_CONNECTIONS: usize = 4;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A guest that is up answers a connection attempt at once; one that is not may swallow it.
 const CONNECT_ATTEMPT: Duration = Duration::from_millis(100);
+/// A guest that was just restored answers within milliseconds, but for its first packets, which may be lost.
+const INIT_ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause between attempts while a guest boots.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -109,12 +111,41 @@ impl Endpoint {
     pub async fn init(&self, body: &InitRequest) -> Result<InitResponse, EndpointError> {
         let unreachable = |error: &dyn std::error::Error| EndpointError::Unreachable(chain(error));
         let bytes = serde_json::to_vec(body).map_err(|error| unreachable(&error))?;
-        let uri = self.uri("/init").map_err(|error| unreachable(&error))?;
+        let answer = self.post("/init", bytes).await?;
+        serde_json::from_slice(&answer).map_err(|error| unreachable(&error))
+    }
+
+    /// As [`init`](Self::init), again and again until the daemon is there; never gives up on one that does not answer,
+    /// so put a limit around it.
+    ///
+    /// # Errors
+    /// Where it refused.
+    pub async fn init_when_there(&self, body: &InitRequest) -> Result<InitResponse, EndpointError> {
+        loop {
+            match tokio::time::timeout(INIT_ATTEMPT, self.init(body)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(refused @ EndpointError::Refused { .. })) => return Err(refused),
+                Ok(Err(EndpointError::Unreachable(_))) | Err(_) => tokio::time::sleep(CONNECT_PAUSE).await,
+            }
+        }
+    }
+
+    /// Has the daemon write everything back and let go of idle connections, before the guest is stopped for long.
+    ///
+    /// # Errors
+    /// Where it did not answer or refused.
+    pub async fn prepare(&self) -> Result<(), EndpointError> {
+        self.post("/prepare", Vec::new()).await.map(drop)
+    }
+
+    async fn post(&self, path: &str, body: Vec<u8>) -> Result<bytes::Bytes, EndpointError> {
+        let unreachable = |error: &dyn std::error::Error| EndpointError::Unreachable(chain(error));
+        let uri = self.uri(path).map_err(|error| unreachable(&error))?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(uri)
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Body::from(bytes))
+            .body(Body::from(body))
             .map_err(|error| unreachable(&error))?;
         let response = self.send(request).await?;
         let status = response.status();
@@ -128,7 +159,7 @@ impl Endpoint {
                 .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |error| error.message);
             return Err(EndpointError::Refused { status, message });
         }
-        serde_json::from_slice(&body).map_err(|error| unreachable(&error))
+        Ok(body)
     }
 }
 

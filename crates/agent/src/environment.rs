@@ -10,6 +10,9 @@ use wrenn_vmm::{Accelerator, Vmm};
 
 use crate::config::AgentConfig;
 use crate::images::KernelImage;
+use crate::saved::Fits;
+use crate::staging::Staging;
+use crate::templates::Templates;
 
 /// The host's parts, each behind the room that knows it.
 pub struct Environment {
@@ -27,6 +30,12 @@ pub struct Environment {
     pub accelerator: Accelerator,
     /// cgroup in which each VMM gets its own, where the host has the hierarchy.
     pub cgroup: Option<PathBuf>,
+    /// What a saved machine must fit to be brought back here.
+    pub fits: Fits,
+    /// The templates on this host.
+    pub templates: Templates,
+    /// Where templates and forks are made.
+    pub staging: Staging,
     /// Kernel and initramfs that every guest boots with.
     pub kernel: KernelImage,
     /// Cancelled when the agent ends and leaves its VMs to the next one.

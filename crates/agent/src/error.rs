@@ -14,6 +14,32 @@ pub enum CapsuleError {
     /// It is being removed, or was while the call ran.
     #[error("capsule {0} is being destroyed")]
     Stopping(CapsuleId),
+    /// It is in a phase that does not allow the call.
+    #[error("capsule {id} is {phase}")]
+    Phase {
+        /// The capsule.
+        id: CapsuleId,
+        /// What it is doing.
+        phase: &'static str,
+    },
+    /// Its VM ended while the call ran.
+    #[error("the virtual machine ended meanwhile: {0}")]
+    VmDied(String),
+    /// The guest daemon did not get ready for a pause.
+    #[error("the guest did not get ready to be paused: {0}")]
+    Prepare(String),
+    /// What was saved cannot be used.
+    #[error(transparent)]
+    Saved(#[from] crate::saved::SavedError),
+    /// The guest's memory cannot be written or read.
+    #[error("the guest's memory could not be saved")]
+    Image(#[from] wrenn_image::ImageError),
+    /// A template of that path exists.
+    #[error("template files {path} exist already on this host")]
+    TemplateExists {
+        /// Below `templates/`.
+        path: PathBuf,
+    },
     /// The template's files are not on this host.
     #[error("template files {path} are not on this host; build or copy the template first")]
     Template {
@@ -34,10 +60,10 @@ pub enum CapsuleError {
     #[error("the capsule's network could not be set up")]
     Network(#[from] wrenn_net::NetError),
     /// No root disk could be made.
-    #[error("the capsule's disk could not be made")]
+    #[error("the capsule's disk could not be used")]
     Disk(#[from] wrenn_disk::DiskError),
     /// The VMM failed.
-    #[error("the virtual machine could not be started")]
+    #[error("the virtual machine failed")]
     Vmm(#[from] wrenn_vmm::VmmError),
     /// The guest ended while it booted.
     #[error("the guest stopped while booting ({how}); the end of its console:\n{console}")]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use wrenn_vmm::Accelerator;
+
 /// Version of the agent, as told to the control plane.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -27,6 +29,21 @@ impl Capacity {
             disk_gb: disk / (1 << 30),
         }
     }
+}
+
+/// What executes guests' instructions, as precisely as a device state depends on it: emulation is the same everywhere,
+/// a real CPU is not.
+pub fn cpu(accelerator: Accelerator) -> String {
+    if accelerator == Accelerator::Tcg {
+        return accelerator.to_string();
+    }
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
+        line.and_then(|line| line.split_once(": ")).map_or("?", |(_, value)| value)
+    };
+    let fields = ["vendor_id", "cpu family", "model", "stepping", "microcode"].map(field);
+    format!("{accelerator} on {}", fields.join("/"))
 }
 
 fn memory_kib() -> u64 {

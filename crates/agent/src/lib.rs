@@ -11,6 +11,8 @@ pub mod credentials;
 pub mod endpoint;
 pub mod environment;
 pub mod error;
+pub mod fault;
+mod files;
 mod gathered;
 pub mod host;
 pub mod images;
@@ -18,8 +20,12 @@ pub mod manager;
 pub mod record;
 pub mod recovery;
 pub mod remains;
+mod retry;
 mod rpc;
+pub mod saved;
 mod server;
+pub mod staging;
+pub mod templates;
 pub mod traffic;
 mod tunnel;
 
@@ -40,9 +46,11 @@ pub use credentials::Credentials;
 use crate::credentials::Registrar;
 use crate::environment::Environment;
 use crate::manager::Manager;
-use crate::record::Phase;
+use crate::saved::Fits;
+use crate::staging::Staging;
+use crate::templates::Templates;
 
-/// How long boots under way get to be undone when the agent ends.
+/// How long boots under way get to be undone, and pauses and resumes to be finished, when the agent ends.
 const UNDO_LIMIT: Duration = Duration::from_secs(20);
 /// How often the agent looks whether the host's firewall table is still there.
 const TABLE_CHECK: Duration = Duration::from_secs(15);
@@ -57,7 +65,8 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     let manager = Manager::new(Arc::new(open(config).await?));
     let config = manager.env().config.clone();
     let recovered = recovery::recover(&manager).await?;
-    info!(adopted = recovered.adopted, removed = recovered.removed, "capsules of the agent before");
+    let recovery::Recovered { adopted, paused, removed } = recovered;
+    info!(adopted, paused, removed, "capsules of the agent before");
     prune_images(manager.env()).await;
     let guard = AbortOnDropHandle::new(tokio::spawn(keep_host_table(Arc::clone(manager.env()))));
     let listener = TcpListener::bind(config.listen)
@@ -78,7 +87,8 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
 
 /// Removes images that nothing needs now that the capsules are known; a failure costs space and nothing else.
 async fn prune_images(env: &Environment) {
-    match images::prune(&env.config.dir, &env.kernel, &*env.disks).await {
+    let (dir, kernel) = (env.config.dir.clone(), env.kernel.clone());
+    match blocking(move || images::prune(&dir, &kernel)).await {
         Ok(removed) => removed.iter().for_each(|path| info!("removed the unused image {}", path.display())),
         Err(error) => warn!("old images stay until the next start: {:#}", anyhow::Error::from(error)),
     }
@@ -98,11 +108,16 @@ pub async fn open(config: AgentConfig) -> anyhow::Result<Environment> {
     let Parts { network, vmm, cgroup } = Parts::open(&config).await?;
     let disks = wrenn_disk::Qcow2Disks::default();
     disks.version().await?;
+    let vmm_version = format!("{} {}", wrenn_vmm::qemu::DRIVER, vmm.version());
+    let accelerator = wrenn_vmm::Accelerator::detect(config.accelerator)?;
     Ok(Environment {
         network,
         disks: Arc::new(disks),
-        vmm_version: format!("{} {}", wrenn_vmm::qemu::DRIVER, vmm.version()),
-        accelerator: wrenn_vmm::Accelerator::detect(config.accelerator)?,
+        fits: Fits { vmm: vmm_version.clone(), cpu: host::cpu(accelerator) },
+        templates: Templates::new(config.templates_dir()),
+        staging: Staging::open(config.dir.join("staging")).context("cannot use the staging directory")?,
+        vmm_version,
+        accelerator,
         cgroup,
         vmm: Arc::new(vmm),
         kernel: images.kernel,
@@ -145,16 +160,27 @@ fn installation_id(config: &AgentConfig) -> std::io::Result<String> {
     }
 }
 
-/// Leaves running capsules to the next agent, and waits until boots under way are undone.
+/// Runs what blocks on a thread made for it.
+pub(crate) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<std::io::Error> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) => Err(std::io::Error::other(panicked).into()),
+    }
+}
+
+/// Leaves running and paused capsules to the next agent, and waits until what is under way is undone or done.
 async fn close(manager: Manager, guard: AbortOnDropHandle<()>) -> anyhow::Result<()> {
     let env = Arc::clone(manager.env());
     env.detach.cancel();
     // Before the network is closed, whose table it would put back.
     guard.await?;
-    let starting = manager.all().into_iter().filter(|capsule| capsule.state().phase != Phase::Running);
-    let undone = futures::future::join_all(starting.map(|capsule| async move { capsule.stopped().await }));
-    if tokio::time::timeout(UNDO_LIMIT, undone).await.is_err() {
-        warn!("some capsules were not removed in time; the next start removes them");
+    let settled = manager.all().into_iter().map(|capsule| async move { capsule.settled().await });
+    if tokio::time::timeout(UNDO_LIMIT, futures::future::join_all(settled)).await.is_err() {
+        warn!("some capsules were not settled in time; the next start settles them");
     }
     env.network.close().await?;
     if let Some(cgroup) = &env.cgroup {

@@ -1,17 +1,32 @@
 //! The capsules of a host, by id.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast;
-use wrenn_core::CapsuleId;
+use wrenn_core::{CapsuleId, Shape};
 
-use crate::capsule::{Capsule, Start, State};
+use crate::capsule::{Capsule, SnapshotPlan, Start, State};
 use crate::environment::Environment;
+use crate::error::CapsuleError;
+use crate::fault;
 use crate::record::{CapsuleSpec, Phase};
 
 /// Changes that a slow watcher may fall behind before it is sent everything anew.
 const CHANGES_KEPT: usize = 1024;
+
+/// Uses of a template, of which there is no telling.
+const MANY: u32 = 1 << 16;
+
+/// A template that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    /// Bytes that it takes on the host's disk.
+    pub size_bytes: u64,
+    /// vCPUs, memory and disk of what is made from it.
+    pub shape: Shape,
+}
 
 /// One change of one capsule.
 #[derive(Debug, Clone)]
@@ -66,10 +81,71 @@ impl Manager {
         self.inner.changes.subscribe()
     }
 
-    /// The capsule of that spec's id: the one there is, else a new one that begins to boot.
+    /// The capsule of that spec's id: the one there is, else a new one that is being made from its template.
     pub fn create(&self, spec: CapsuleSpec) -> Capsule {
         let id = spec.id;
-        self.insert(id, Start::Boot(spec))
+        self.insert(id, Start::Create(spec))
+    }
+
+    /// Makes the template `path` (`<team>/<id>`), called `name`, from a running or paused capsule.
+    ///
+    /// # Errors
+    /// Why there is none; nothing of it is left then.
+    pub async fn make_template(
+        &self,
+        capsule: &Capsule,
+        path: &Path,
+        name: &str,
+    ) -> Result<Made, Arc<CapsuleError>> {
+        let env = self.env();
+        let taken = env.templates.dir(path);
+        if taken.exists() {
+            return Err(Arc::new(CapsuleError::TemplateExists { path: path.to_owned() }));
+        }
+        let staged = env.staging.make().map_err(CapsuleError::from)?;
+        let plan = SnapshotPlan { dir: staged.path().to_owned(), uses: MANY };
+        let snapshot = capsule.snapshot(plan).await?;
+        let (templates, path, name) = (env.templates.clone(), path.to_owned(), name.to_owned());
+        let published = crate::blocking(move || {
+            let size_bytes = templates.publish(staged, &snapshot, &path, &name)?;
+            Ok::<_, CapsuleError>(Made { size_bytes, shape: snapshot.saved.shape })
+        });
+        Ok(published.await?)
+    }
+
+    /// Makes running copies of a running capsule, one for each id; it goes on. Those that are made when one fails are
+    /// removed.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub async fn fork(&self, source: &Capsule, ids: &[CapsuleId]) -> Result<Vec<Capsule>, Arc<CapsuleError>> {
+        let phase = source.state().phase;
+        if phase != Phase::Running {
+            let id = source.id();
+            return Err(Arc::new(CapsuleError::Phase { id, phase: phase.as_str() }));
+        }
+        let staged = self.env().staging.make().map_err(CapsuleError::from)?;
+        let uses = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let snapshot = source.snapshot(SnapshotPlan { dir: staged.path().to_owned(), uses }).await?;
+        fault::point("fork.saved");
+        let snapshot = Arc::new(snapshot);
+        let clones: Vec<Capsule> = ids
+            .iter()
+            .map(|id| {
+                let spec = CapsuleSpec { id: *id, ..source.spec().clone() };
+                self.insert(*id, Start::Copy(spec, Arc::clone(&snapshot)))
+            })
+            .collect();
+        // In turn and not with `try_join`: all must have come to an end before the snapshot's directory goes.
+        let mut failure = None;
+        for clone in &clones {
+            if let Err(error) = clone.booted().await {
+                failure.get_or_insert(error);
+            }
+        }
+        let Some(failure) = failure else { return Ok(clones) };
+        futures::future::join_all(clones.iter().map(Capsule::destroy)).await;
+        Err(failure)
     }
 
     /// Starts an actor unless the capsule has one.

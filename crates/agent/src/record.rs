@@ -14,10 +14,12 @@ use wrenn_core::{CapsuleId, Shape};
 use wrenn_net::SlotIndex;
 use wrenn_vmm::MachineRecord;
 
+use crate::saved::Saved;
+
 /// File name of the record in the capsule's directory.
 pub const FILE: &str = "capsule.json";
 /// Version of the format; a record of another version is not taken over.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a capsule is doing on its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,10 +29,31 @@ pub enum Phase {
     Starting,
     /// Serves traffic.
     Running,
+    /// Its memory is being written to disk.
+    Pausing,
+    /// On disk, with its memory.
+    Paused,
+    /// Its memory is being brought back.
+    Resuming,
     /// Being removed.
     Stopping,
     /// Gone.
     Stopped,
+}
+
+impl Phase {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// What the capsule was asked to be; never changes.
@@ -44,7 +67,7 @@ pub struct CapsuleSpec {
     pub template_name: String,
     /// vCPUs, memory, disk.
     pub shape: Shape,
-    /// Seconds without activity after which it ends; 0 for never.
+    /// Seconds without activity after which it is paused; 0 for never.
     pub timeout_sec: u32,
     /// Linux user of processes that name none; empty for the template's own.
     pub default_user: String,
@@ -73,6 +96,21 @@ pub struct Record {
     pub guest: Option<wrenn_protocol::guest::InitResponse>,
     /// Unix seconds of the last activity known when this was written.
     pub last_active: i64,
+    /// What its processes get, once its template is known.
+    pub defaults: Defaults,
+    /// File name of the disk's top layer, once there is a disk. Where the VMM runs, it is the VMM that knows.
+    pub disk: Option<String>,
+    /// The last whole snapshot of it: what it is paused in, or what it was resumed from and saves against.
+    pub saved: Option<Saved>,
+}
+
+/// What the processes of a capsule get where nobody says otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// Linux user.
+    pub user: String,
+    /// Variables.
+    pub env: BTreeMap<String, String>,
 }
 
 impl Record {
@@ -139,6 +177,9 @@ pub(crate) mod tests {
             access_token: "t".into(),
             guest: None,
             last_active: 7,
+            defaults: Defaults::default(),
+            disk: None,
+            saved: None,
         }
     }
 

@@ -1,5 +1,5 @@
-//! What an agent does with what the one before it left: VMs that run are taken over, everything else is removed to
-//! the last link, file and process. It acts on its own data directory and its own network slots only.
+//! What an agent does with what the one before it left: VMs that run are taken over, capsules on disk stay there, and
+//! everything else is removed to the last link, file and process. It acts on its own data directory and its own network slots only.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,6 +21,8 @@ use crate::record::{Phase, Record};
 pub struct Recovered {
     /// Capsules that run on.
     pub adopted: usize,
+    /// Capsules that are on disk.
+    pub paused: usize,
     /// Capsules of which something was left to remove.
     pub removed: usize,
 }
@@ -52,7 +54,10 @@ pub async fn recover(manager: &Manager) -> Result<Recovered, RecoveryError> {
         .map(|record| {
             let id = record.spec.id;
             let start = match record.phase {
-                Phase::Running => Start::Adopt(Box::new(record)),
+                // A pause that was not committed leaves the guest whole, and at most stopped.
+                Phase::Running | Phase::Pausing => Start::Adopt(Box::new(record)),
+                // A resume that was not committed has let nobody in: what it was saved in is what it is.
+                Phase::Paused | Phase::Resuming => Start::Paused(Box::new(record)),
                 Phase::Starting | Phase::Stopping | Phase::Stopped => Start::Remove(Box::new(record)),
             };
             manager.insert(id, start)
@@ -61,6 +66,7 @@ pub async fn recover(manager: &Manager) -> Result<Recovered, RecoveryError> {
     let mut recovered = Recovered::default();
     for capsule in capsules {
         match capsule.booted().await {
+            Ok(state) if state.phase == Phase::Paused => recovered.paused += 1,
             Ok(_) => recovered.adopted += 1,
             Err(why) => {
                 recovered.removed += 1;
@@ -91,7 +97,8 @@ async fn sweep(
 /// Ends VMMs of this installation that no record names.
 pub(crate) async fn sweep_vmms(cgroup: Option<&Path>, records: &[Record]) -> Result<(), RecoveryError> {
     let Some(cgroup) = cgroup else { return Ok(()) };
-    let known: BTreeSet<String> = records.iter().map(|record| record.spec.id.to_string()).collect();
+    let known: BTreeSet<&str> =
+        records.iter().filter_map(|record| Some(record.machine.as_ref()?.id.as_str())).collect();
     let removed = wrenn_vmm::cgroup::sweep(cgroup, |id| known.contains(id)).await?;
     if !removed.is_empty() {
         warn!("ended VMMs that no record names: {removed:?}");

@@ -1,5 +1,8 @@
 //! `AgentService`: what the control plane asks of this host.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -12,10 +15,10 @@ use tokio::sync::broadcast::error::RecvError;
 use wrenn_core::{CapsuleId, Shape};
 use wrenn_protocol::agent as pb;
 
-use crate::capsule::{Capsule, DISK_FILE, State};
+use crate::capsule::{Capsule, State};
 use crate::error::CapsuleError;
 use crate::host;
-use crate::manager::{Change, Manager};
+use crate::manager::{Change, Made, Manager};
 use crate::record::{CapsuleSpec, Phase};
 
 /// A watcher hears from the agent at least this often.
@@ -42,6 +45,9 @@ impl AgentRpc {
         let phase = match state.phase {
             Phase::Starting => pb::CapsulePhase::CAPSULE_PHASE_STARTING,
             Phase::Running => pb::CapsulePhase::CAPSULE_PHASE_RUNNING,
+            Phase::Pausing => pb::CapsulePhase::CAPSULE_PHASE_PAUSING,
+            Phase::Paused => pb::CapsulePhase::CAPSULE_PHASE_PAUSED,
+            Phase::Resuming => pb::CapsulePhase::CAPSULE_PHASE_RESUMING,
             Phase::Stopping => pb::CapsulePhase::CAPSULE_PHASE_STOPPING,
             Phase::Stopped => pb::CapsulePhase::CAPSULE_PHASE_STOPPED,
         };
@@ -105,17 +111,21 @@ fn parse_id(text: &str) -> Result<CapsuleId, ConnectError> {
     text.parse().map_err(|error: wrenn_core::IdError| ConnectError::invalid_argument(error.to_string()))
 }
 
+/// A template's path, which must stay below `templates/`.
+fn template_path(text: &str) -> Result<PathBuf, ConnectError> {
+    let path = PathBuf::from(text);
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && path.components().count() == 2 {
+        return Ok(path);
+    }
+    Err(ConnectError::invalid_argument(format!("`{text}` is not a template's path")))
+}
+
 /// The spec in a create request; its template path must stay below `templates/`.
 fn spec_of(request: pb::CreateCapsuleRequest) -> Result<CapsuleSpec, ConnectError> {
-    let template_path = std::path::PathBuf::from(&request.template_path);
-    let inside = template_path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    if request.template_path.is_empty() || !inside {
-        let message = format!("`{}` is not a template's path", request.template_path);
-        return Err(ConnectError::invalid_argument(message));
-    }
     Ok(CapsuleSpec {
         id: parse_id(&request.id)?,
-        template_path,
+        template_path: template_path(&request.template_path)?,
         template_name: request.template_name,
         shape: Shape { vcpus: request.vcpus, memory_mb: request.memory_mb, disk_mb: request.disk_mb },
         timeout_sec: request.timeout_sec,
@@ -124,12 +134,22 @@ fn spec_of(request: pb::CreateCapsuleRequest) -> Result<CapsuleSpec, ConnectErro
     })
 }
 
+/// Bytes that the layers of a capsule's disk take on the host, those that it shares with others too; the base not.
+fn disk_bytes(dir: &Path) -> io::Result<u64> {
+    std::fs::read_dir(dir)?.try_fold(0, |sum, entry| {
+        let entry = entry?;
+        let is_layer = entry.file_name().to_str().is_some_and(wrenn_disk::is_layer_name);
+        Ok(if is_layer { sum + entry.metadata()?.blocks() * 512 } else { sum })
+    })
+}
+
 fn refusal(error: &CapsuleError) -> ConnectError {
     let message = error.chain();
     match error {
         CapsuleError::Unknown(_) => ConnectError::not_found(message),
         CapsuleError::Stopping(_) => ConnectError::aborted(message),
-        CapsuleError::Template { .. } => ConnectError::failed_precondition(message),
+        CapsuleError::Template { .. } | CapsuleError::Phase { .. } => ConnectError::failed_precondition(message),
+        CapsuleError::TemplateExists { .. } => ConnectError::already_exists(message),
         CapsuleError::DiskTooSmall { .. } => ConnectError::invalid_argument(message),
         _ => ConnectError::internal(message),
     }
@@ -179,6 +199,76 @@ impl pb::AgentService for AgentRpc {
         Response::ok(pb::DestroyCapsuleResponse::default())
     }
 
+    async fn pause_capsule(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, pb::PauseCapsuleRequest>,
+    ) -> ServiceResult<impl Encodable<pb::PauseCapsuleResponse> + Send + use<>> {
+        let capsule = self.find(&request.to_owned_message().id)?;
+        let state = capsule.pause().await.map_err(|error| refusal(&error))?;
+        let report = self.report(&capsule, &state);
+        Response::ok(pb::PauseCapsuleResponse { capsule: report.into(), ..Default::default() })
+    }
+
+    async fn resume_capsule(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, pb::ResumeCapsuleRequest>,
+    ) -> ServiceResult<impl Encodable<pb::ResumeCapsuleResponse> + Send + use<>> {
+        let capsule = self.find(&request.to_owned_message().id)?;
+        let state = capsule.resume().await.map_err(|error| refusal(&error))?;
+        let report = self.report(&capsule, &state);
+        Response::ok(pb::ResumeCapsuleResponse { capsule: report.into(), ..Default::default() })
+    }
+
+    async fn create_snapshot(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, pb::CreateSnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<pb::CreateSnapshotResponse> + Send + use<>> {
+        let request = request.to_owned_message();
+        let (capsule, path) = (self.find(&request.capsule_id)?, template_path(&request.template_path)?);
+        let made = self.manager.make_template(&capsule, &path, &request.template_name).await;
+        let Made { size_bytes, shape } = made.map_err(|error| refusal(&error))?;
+        Response::ok(pb::CreateSnapshotResponse {
+            size_bytes,
+            vcpus: shape.vcpus,
+            memory_mb: shape.memory_mb,
+            disk_mb: shape.disk_mb,
+            ..Default::default()
+        })
+    }
+
+    async fn delete_template(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, pb::DeleteTemplateRequest>,
+    ) -> ServiceResult<impl Encodable<pb::DeleteTemplateResponse> + Send + use<>> {
+        let path = template_path(&request.to_owned_message().template_path)?;
+        let templates = self.manager.env().templates.clone();
+        crate::blocking(move || templates.remove(&path))
+            .await
+            .map_err(|error| ConnectError::internal(format!("the template's files do not go: {error}")))?;
+        Response::ok(pb::DeleteTemplateResponse::default())
+    }
+
+    async fn fork_capsule(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, pb::ForkCapsuleRequest>,
+    ) -> ServiceResult<impl Encodable<pb::ForkCapsuleResponse> + Send + use<>> {
+        let request = request.to_owned_message();
+        let source = self.find(&request.id)?;
+        let ids = request.clone_ids.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>, _>>()?;
+        // In a task: all or none holds also where the caller goes away.
+        let manager = self.manager.clone();
+        let forked = tokio::spawn(async move { manager.fork(&source, &ids).await }).await;
+        let forked = forked.map_err(|error| ConnectError::internal(error.to_string()))?;
+        let clones = forked.map_err(|error| refusal(&error))?;
+        let clones = clones.iter().map(|clone| self.report(clone, &clone.state())).collect();
+        Response::ok(pb::ForkCapsuleResponse { clones, ..Default::default() })
+    }
+
     async fn get_capsule(
         &self,
         _ctx: RequestContext,
@@ -186,9 +276,8 @@ impl pb::AgentService for AgentRpc {
     ) -> ServiceResult<impl Encodable<pb::GetCapsuleResponse> + Send + use<>> {
         let capsule = self.find(&request.to_owned_message().id)?;
         let mut report = self.report(&capsule, &capsule.state());
-        let env = self.manager.env();
-        let disk = env.config.capsules_dir().join(capsule.id().to_string()).join(DISK_FILE);
-        let used = wrenn_disk::allocated_bytes(&disk).unwrap_or(0);
+        let dir = self.manager.env().config.capsules_dir().join(capsule.id().to_string());
+        let used = crate::blocking(move || disk_bytes(&dir)).await.unwrap_or(0);
         report.disk_used_mb = u32::try_from(used.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
         Response::ok(pb::GetCapsuleResponse { capsule: report.into(), ..Default::default() })
     }

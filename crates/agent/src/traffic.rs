@@ -3,8 +3,8 @@
 //! Traffic does not pass through the capsule's actor. Each request takes a lease; the actor closes the gate, which
 //! refuses new leases, may wait until the old ones are given back, and cuts those that are left.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,8 @@ struct Inner {
     // refused: bit 0 is the flag, the rest counts leases in steps of two.
     word: AtomicUsize,
     idle: Notify,
-    cut: CancellationToken,
+    /// Ends the leases of the time since the gate was last opened.
+    cut: Mutex<CancellationToken>,
 }
 
 const OPEN: usize = 1;
@@ -33,8 +34,13 @@ impl Gate {
         Self::default()
     }
 
-    /// Lets traffic through.
+    /// Lets traffic through, also after a [`cut`](Self::cut).
     pub fn open(&self) {
+        let mut cut = self.inner.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        if cut.is_cancelled() {
+            *cut = CancellationToken::new();
+        }
+        drop(cut);
         self.inner.word.fetch_or(OPEN, Ordering::AcqRel);
     }
 
@@ -43,18 +49,20 @@ impl Gate {
         self.inner.word.fetch_and(!OPEN, Ordering::AcqRel);
     }
 
-    /// Ends every lease that is still out, for good.
+    /// Refuses new leases and ends every one that is still out.
     pub fn cut(&self) {
         self.close();
-        self.inner.cut.cancel();
+        self.inner.cut.lock().unwrap_or_else(PoisonError::into_inner).cancel();
     }
 
     /// A lease, where the gate is open.
     pub fn lease(&self) -> Option<Lease> {
+        // Taken before the lease: one that is cut at once was taken while the gate closed.
+        let cut = self.inner.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let taken = self.inner.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             (word & OPEN == OPEN).then_some(word + LEASE)
         });
-        taken.ok().map(|_| Lease { inner: Arc::clone(&self.inner) })
+        taken.ok().map(|_| Lease { inner: Arc::clone(&self.inner), cut })
     }
 
     /// Leases that are out.
@@ -78,17 +86,18 @@ impl Gate {
 #[derive(Debug)]
 pub struct Lease {
     inner: Arc<Inner>,
+    cut: CancellationToken,
 }
 
 impl Lease {
     /// Resolves when the lease is taken back.
     pub async fn revoked(&self) {
-        self.inner.cut.cancelled().await;
+        self.cut.cancelled().await;
     }
 
     /// A token that is cancelled when the lease is taken back.
     pub fn revocation(&self) -> CancellationToken {
-        self.inner.cut.clone()
+        self.cut.clone()
     }
 }
 
@@ -140,5 +149,20 @@ mod tests {
         let held = gate.lease().unwrap();
         gate.cut();
         held.revoked().await;
+    }
+
+    #[tokio::test]
+    async fn a_gate_that_was_cut_opens_again_for_new_leases() {
+        let gate = Gate::closed();
+        gate.open();
+        let old = gate.lease().unwrap();
+        gate.cut();
+        assert!(gate.lease().is_none());
+        gate.open();
+        let new = gate.lease().unwrap();
+        old.revoked().await;
+        assert!(!new.revocation().is_cancelled());
+        gate.cut();
+        new.revoked().await;
     }
 }

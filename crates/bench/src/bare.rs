@@ -14,10 +14,10 @@ use wrenn_agent::images::Template;
 use wrenn_agent::record::Record;
 use wrenn_core::Shape;
 use wrenn_core::limits::DEFAULT_MEMORY_MB;
-use wrenn_disk::{Qcow2Disks, RootDisks};
+use wrenn_disk::{Chain, Qcow2Disks, RootDisks};
 use wrenn_net::{Network, NetworkConfig, Slot};
 use wrenn_vmm::qemu::{KERNEL_CMDLINE, Qemu};
-use wrenn_vmm::{Accelerator, AcceleratorChoice, LaunchSpec, Machine, Vmm};
+use wrenn_vmm::{Accelerator, AcceleratorChoice, DiskFiles, LaunchSpec, Machine, Start, Vmm};
 
 /// How long a guest may take to answer.
 const BOOT: Duration = Duration::from_secs(300);
@@ -110,11 +110,13 @@ impl Bare {
     /// Boots a machine, waits for its daemon and removes it again.
     pub(crate) async fn boot(&self) -> anyhow::Result<Boot> {
         let begun = Instant::now();
-        let (spec, addr) = self.prepare().await?;
+        let (spec, disk, addr) = self.prepare().await?;
         let prepared = begun.elapsed();
         let begun = Instant::now();
         let machine = self.vmm.launch(spec).await?;
         self.held().machine = Some(machine.clone());
+        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
+        machine.cont().await?;
         let daemon = Endpoint::new(addr, "");
         tokio::select! {
             () = daemon.wait_until_healthy() => {}
@@ -126,7 +128,7 @@ impl Bare {
         Ok(Boot { prepared, booted })
     }
 
-    async fn prepare(&self) -> anyhow::Result<(LaunchSpec, std::net::Ipv4Addr)> {
+    async fn prepare(&self) -> anyhow::Result<(LaunchSpec, Chain, std::net::Ipv4Addr)> {
         let dir = self.dir.join("machine");
         std::fs::create_dir_all(dir.join("run"))?;
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
@@ -134,17 +136,17 @@ impl Bare {
         let (addr, netns, tap) = (slot.guest_addr(), slot.netns_path(), slot.open_tap());
         let uid = UID_BASE + u32::from(slot.index().get());
         self.held().slot = Some(slot);
-        let disk = self.disks.create(&dir.join("disk.qcow2"), &self.images.disk, self.shape.disk_mb).await?;
+        let disk = self.disks.create(&dir, &self.images.disk, self.shape.disk_mb).await?;
         let spec = LaunchSpec {
             id: "bare".to_owned(),
             vcpus: self.shape.vcpus,
             memory_mb: self.shape.memory_mb,
-            kernel: self.images.kernel.clone(),
-            initrd: self.images.initrd.clone(),
-            cmdline: KERNEL_CMDLINE.to_owned(),
-            disk: disk.overlay,
-            disk_base: disk.base,
-            memory_file: dir.join("memory"),
+            start: Start::Boot {
+                kernel: self.images.kernel.clone(),
+                initrd: self.images.initrd.clone(),
+                cmdline: KERNEL_CMDLINE.to_owned(),
+                memory: dir.join("memory"),
+            },
             dir,
             netns,
             tap: tap?,
@@ -154,7 +156,7 @@ impl Bare {
             accel: self.accel,
             tb_size_mb: TB_SIZE_MB,
         };
-        Ok((spec, addr))
+        Ok((spec, disk, addr))
     }
 
     /// Removes what a boot holds.

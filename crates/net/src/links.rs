@@ -84,6 +84,12 @@ pub(crate) async fn add_veth(
     handle.link().add(pair).execute().await.map_err(into_io)
 }
 
+/// Gives a link a hardware address.
+pub(crate) async fn set_mac(handle: &Handle, link: u32, mac: [u8; 6]) -> io::Result<()> {
+    let message = LinkMessageBuilder::<LinkUnspec>::new().index(link).address(mac.to_vec()).build();
+    handle.link().change(message).execute().await.map_err(into_io)
+}
+
 /// Brings a link up.
 pub(crate) async fn set_up(handle: &Handle, link: u32) -> io::Result<()> {
     let message = LinkUnspec::new_with_index(link).up().build();

@@ -1,63 +1,71 @@
 //! The task that owns one capsule, from its first file to its last.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use wrenn_net::Slot;
-use wrenn_vmm::Machine;
 
-use super::{Capsule, Inner, State, unix_now};
+use super::resources::Resources;
+use super::tidy::Tidy;
+use super::{Answer, Capsule, Command, Inner, Snapshot, State, unix_now};
 use crate::console;
+use crate::endpoint::Endpoint;
 use crate::environment::Environment;
 use crate::error::CapsuleError;
-use crate::record::{CapsuleSpec, Phase, Record, VERSION};
-use crate::remains;
+use crate::fault;
+use crate::record::{CapsuleSpec, Defaults, Phase, Record, VERSION};
+use crate::retry::Retry;
+use crate::saved::Saved;
 use crate::traffic::Gate;
 
 /// How often the inactivity clock and the console's size are looked at.
 const TICK: Duration = Duration::from_secs(2);
-/// Longest pause between two attempts to remove what would not go.
-const RETRY_CEILING: Duration = Duration::from_secs(30);
+/// A paused capsule is left alone for this long before its files are tidied: it may be resumed at once.
+const TIDY_DELAY: Duration = Duration::from_secs(2);
+/// Layers of a disk at which a resume waits for the tidying that it would otherwise have cut short once more.
+const DEEPEST_DISK: usize = 3 * wrenn_disk::MAX_DEPTH;
+/// Commands that wait for their turn.
+const COMMANDS: usize = 16;
 
 /// How an actor begins.
 #[derive(Debug)]
 pub(crate) enum Start {
-    /// Boot a new capsule.
-    Boot(CapsuleSpec),
+    /// Make a new capsule from its template.
+    Create(CapsuleSpec),
+    /// Make a new capsule a copy of a snapshot.
+    Copy(CapsuleSpec, Arc<Snapshot>),
     /// Take a running one over, by its record.
     Adopt(Box<Record>),
+    /// Mind one that is on disk, whatever a dead agent left beside that.
+    Paused(Box<Record>),
     /// Remove what a dead agent left of one.
     Remove(Box<Record>),
 }
 
-/// What a capsule holds on the host. The actor is its owner.
-#[derive(Debug, Default)]
-pub(super) struct Resources {
-    pub(super) slot: Option<Slot>,
-    pub(super) machine: Option<Arc<dyn Machine>>,
-}
-
-pub(super) struct Actor {
+pub(crate) struct Actor {
     pub(super) env: Arc<Environment>,
     pub(super) capsule: Capsule,
     pub(super) dir: PathBuf,
     pub(super) record: Record,
     pub(super) held: Resources,
+    commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
 }
 
-/// Why a running capsule stops.
-enum End {
-    Asked,
-    Idle,
-    Died(String),
-    /// The agent ends and leaves the VM to the next one.
-    Detached,
+/// What an actor does next.
+enum Step {
+    /// Mind a running capsule.
+    Serve,
+    /// Mind a paused one.
+    Rest,
+    /// Give everything back.
+    End(String, Option<Arc<CapsuleError>>),
+    /// Leave everything to the next agent.
+    Detach,
 }
 
 impl Start {
@@ -65,14 +73,13 @@ impl Start {
     /// not where the agent detached.
     pub(crate) fn spawn(self, env: Arc<Environment>, done: impl FnOnce() + Send + 'static) -> Capsule {
         let (record, plan) = match self {
-            Self::Boot(spec) => (new_record(spec), Plan::Boot),
+            Self::Create(spec) => (new_record(spec), Plan::Create),
+            Self::Copy(spec, source) => (new_record(spec), Plan::Copy(source)),
             Self::Adopt(record) => (*record, Plan::Adopt),
+            Self::Paused(record) => (*record, Plan::Paused),
             Self::Remove(record) => (*record, Plan::Remove),
         };
-        let phase = match plan {
-            Plan::Boot | Plan::Adopt => Phase::Starting,
-            Plan::Remove => Phase::Stopping,
-        };
+        let phase = if matches!(plan, Plan::Remove) { Phase::Stopping } else { Phase::Starting };
         let (sender, receiver) = watch::channel(State {
             phase,
             generation: record.generation,
@@ -80,19 +87,21 @@ impl Start {
             guest: record.guest.clone(),
             failure: None,
         });
+        let (orders, commands) = mpsc::channel(COMMANDS);
         let capsule = Capsule {
             inner: Arc::new(Inner {
                 spec: record.spec.clone(),
                 gate: Gate::closed(),
                 last_active: AtomicI64::new(record.last_active),
-                endpoint: std::sync::OnceLock::new(),
+                endpoint: RwLock::new(None),
                 ending: CancellationToken::new(),
                 state: receiver,
+                commands: orders,
             }),
         };
         let dir = env.config.capsules_dir().join(record.spec.id.to_string());
-        let mut actor =
-            Actor { env, capsule: capsule.clone(), dir, record, held: Resources::default(), state: sender };
+        let held = Resources::default();
+        let mut actor = Actor { env, capsule: capsule.clone(), dir, record, held, commands, state: sender };
         tokio::spawn(async move {
             if let Some(last) = actor.run(plan).await {
                 // Whoever hears that it is gone does not find it any more.
@@ -105,8 +114,10 @@ impl Start {
 }
 
 enum Plan {
-    Boot,
+    Create,
+    Copy(Arc<Snapshot>),
     Adopt,
+    Paused,
     Remove,
 }
 
@@ -121,46 +132,81 @@ fn new_record(spec: CapsuleSpec) -> Record {
         access_token: hex::encode(rand::random::<[u8; 32]>()),
         guest: None,
         last_active: unix_now(),
+        defaults: Defaults::default(),
+        disk: None,
+        saved: None,
     }
 }
 
 impl Actor {
     /// Runs the capsule's whole life; its last state, or `None` where it is left to the next agent.
     async fn run(&mut self, plan: Plan) -> Option<State> {
+        let mut step = self.start(plan).await;
+        loop {
+            step = match step {
+                Step::Serve => self.serve().await,
+                Step::Rest => self.rest().await,
+                Step::End(reason, failure) => return Some(self.end(reason, failure).await),
+                Step::Detach => return None,
+            };
+        }
+    }
+
+    async fn start(&mut self, plan: Plan) -> Step {
         let started = match plan {
-            Plan::Boot => self.boot().await,
+            Plan::Create => self.begin().await,
+            Plan::Copy(source) => self.begin_from_snapshot(&source).await,
             Plan::Adopt => self.take_over().await,
+            Plan::Paused => {
+                self.settle_paused().await;
+                return Step::Rest;
+            }
             Plan::Remove => Err(CapsuleError::Stopping(self.capsule.id())),
         };
-        let (reason, failure) = match started {
+        match started {
             Ok(()) => {
-                // Open first: whoever hears that it runs may use it at once.
-                self.capsule.inner.gate.open();
-                self.enter(Phase::Running, String::new(), None);
-                match self.serve().await {
-                    End::Detached => return None,
-                    End::Asked => (String::new(), None),
-                    End::Idle => ("ttl_expired".to_owned(), None),
-                    End::Died(how) => (how, None),
-                }
+                self.open_up(String::new());
+                Step::Serve
             }
             Err(failure) => {
                 if !matches!(failure, CapsuleError::Stopping(_)) {
                     warn!(capsule = %self.capsule.id(), "capsule did not start: {}", failure.chain());
                 }
-                (failure.chain(), Some(Arc::new(failure)))
+                Step::End(failure.chain(), Some(Arc::new(failure)))
             }
-        };
-        Some(self.end(reason, failure).await)
+        }
+    }
+
+    /// Lets traffic in. The gate is open first: whoever hears that the capsule runs may use it at once.
+    fn open_up(&mut self, reason: String) {
+        self.capsule.inner.gate.open();
+        self.enter(Phase::Running, reason, None);
+    }
+
+    /// Removes what an agent that died in a pause or a resume has left beside the saved state.
+    async fn settle_paused(&mut self) {
+        self.let_go_surely().await;
+        self.record.disk = self.record.saved.as_ref().map(|saved| saved.disk.clone());
+        if let Err(failure) = self.remove_leftovers().await {
+            // Damage is told to whoever resumes it; until then nothing is lost.
+            warn!(capsule = %self.capsule.id(), "cannot clear up: {}", failure.chain());
+        }
+        self.enter(Phase::Paused, String::new(), None);
     }
 
     /// Publishes a phase. The record is written first, so that no report is ahead of what a crash would leave.
-    fn enter(&mut self, phase: Phase, reason: String, failure: Option<Arc<CapsuleError>>) {
+    pub(super) fn enter(&mut self, phase: Phase, reason: String, failure: Option<Arc<CapsuleError>>) {
         self.record.phase = phase;
         self.record.generation += 1;
         self.save();
+        self.publish(reason, failure);
+    }
+
+    /// Tells everybody what the record says.
+    pub(super) fn publish(&self, reason: String, failure: Option<Arc<CapsuleError>>) {
+        let Record { phase, generation, .. } = self.record;
         info!(capsule = %self.capsule.id(), ?phase, reason, "capsule changed");
-        let (generation, guest) = (self.record.generation, self.record.guest.clone());
+        let guest = self.record.guest.clone();
         self.state.send_replace(State { phase, generation, reason, guest, failure });
     }
 
@@ -172,32 +218,150 @@ impl Actor {
         }
     }
 
-    /// Minds a running capsule until something ends it.
-    async fn serve(&mut self) -> End {
-        let ending = self.capsule.inner.ending.clone();
-        let detach = self.env.detach.clone();
-        let Some(machine) = self.held.machine.clone() else { return End::Asked };
+    /// Minds a running capsule until something changes it.
+    async fn serve(&mut self) -> Step {
+        let (ending, detach) = (self.capsule.inner.ending.clone(), self.env.detach.clone());
         let mut tick = tokio::time::interval(TICK);
         loop {
-            tokio::select! {
-                () = ending.cancelled() => return End::Asked,
+            let Some(machine) = self.held.machine.clone() else { return Step::End(String::new(), None) };
+            let step = tokio::select! {
+                () = ending.cancelled() => return Step::End(String::new(), None),
                 () = detach.cancelled() => {
                     self.save();
-                    return End::Detached;
+                    return Step::Detach;
                 }
                 how = machine.exited() => {
                     let tail = console::tail(&self.dir, 5);
                     warn!(capsule = %self.capsule.id(), "the VM ended by itself ({how}); console: {tail}");
-                    return End::Died(format!("vm_died: {how}"));
+                    return Step::End(format!("vm_died: {how}"), None);
                 }
-                _ = tick.tick() => {
-                    if self.is_idle() {
-                        return End::Idle;
-                    }
-                    self.keep_house();
-                }
+                Some(command) = self.commands.recv() => self.obey_running(command).await,
+                _ = tick.tick() => self.keep_house().await,
+            };
+            if let Some(step) = step {
+                return step;
             }
         }
+    }
+
+    async fn obey_running(&mut self, command: Command) -> Option<Step> {
+        match command {
+            Command::Pause(reply) => {
+                let paused = self.pause("").await;
+                let step = paused.is_ok().then_some(Step::Rest);
+                self.reply(reply, paused);
+                step
+            }
+            Command::Resume(reply) => {
+                self.reply(reply, Ok(()));
+                None
+            }
+            Command::Snapshot(plan, reply) => {
+                let _gone = reply.send(self.snapshot(&plan).await.map_err(Arc::new));
+                None
+            }
+        }
+    }
+
+    /// Minds a paused capsule until something changes it.
+    async fn rest(&mut self) -> Step {
+        let (ending, detach) = (self.capsule.inner.ending.clone(), self.env.detach.clone());
+        let mut tidying = std::pin::pin!(tidied(self.tidy(), TIDY_DELAY));
+        let mut tidy = true;
+        loop {
+            tokio::select! {
+                () = ending.cancelled() => return Step::End(String::new(), None),
+                () = detach.cancelled() => return Step::Detach,
+                outcome = &mut tidying, if tidy => {
+                    tidy = false;
+                    self.take_tidied(outcome).await;
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Pause(reply) => self.reply(reply, Ok(())),
+                    Command::Snapshot(plan, reply) => {
+                        let _gone = reply.send(self.snapshot(&plan).await.map_err(Arc::new));
+                    }
+                    Command::Resume(reply) => {
+                        if tidy && self.is_deep().await {
+                            let outcome = (&mut tidying).await;
+                            tidy = false;
+                            self.take_tidied(outcome).await;
+                        }
+                        let resumed = self.resume().await;
+                        let step = resumed.is_ok().then_some(Step::Serve);
+                        self.reply(reply, resumed);
+                        if let Some(step) = step {
+                            return step;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn tidy(&self) -> Option<Tidy> {
+        let (saved, disks) = (self.record.saved.clone()?, Arc::clone(&self.env.disks));
+        Some(Tidy { dir: self.dir.clone(), saved, disks })
+    }
+
+    async fn is_deep(&self) -> bool {
+        let Some(saved) = &self.record.saved else { return false };
+        let chain = self.env.disks.open(&self.dir, &saved.disk).await;
+        chain.is_ok_and(|chain| chain.layers.len() >= DEEPEST_DISK)
+    }
+
+    async fn take_tidied(&mut self, outcome: Result<Option<Saved>, CapsuleError>) {
+        let saved = match outcome {
+            Ok(None) => return,
+            Ok(Some(saved)) => saved,
+            Err(failure) => {
+                warn!(capsule = %self.capsule.id(), "its files stay as they are: {}", failure.chain());
+                return;
+            }
+        };
+        let before = self.record.clone();
+        self.record.disk = Some(saved.disk.clone());
+        self.record.saved = Some(saved);
+        if let Err(failure) = self.record.write(&self.dir) {
+            self.record = before;
+            warn!(capsule = %self.capsule.id(), "its files stay as they are: {failure}");
+        }
+        fault::point("tidy.committed");
+        if let Err(failure) = self.remove_leftovers().await {
+            warn!(capsule = %self.capsule.id(), "replaced files are left: {}", failure.chain());
+        }
+    }
+
+    /// Brings a paused capsule back; where that fails it is paused as before.
+    async fn resume(&mut self) -> Answer<()> {
+        let gone = || Arc::new(CapsuleError::Stopping(self.capsule.id()));
+        let saved = self.record.saved.clone().ok_or_else(gone)?;
+        self.enter(Phase::Resuming, String::new(), None);
+        fault::point("resume.begun");
+        match self.restore(&saved).await {
+            Ok(()) => {
+                self.open_up(String::new());
+                fault::point("resume.committed");
+                Ok(())
+            }
+            Err(failure) => {
+                warn!(capsule = %self.capsule.id(), "not resumed: {}", failure.chain());
+                let reason = format!("resume_failed: {}", failure.chain());
+                self.let_go_surely().await;
+                self.record.disk = Some(saved.disk);
+                if let Err(failure) = self.remove_leftovers().await {
+                    warn!(capsule = %self.capsule.id(), "files of a failed resume are left: {}", failure.chain());
+                }
+                self.enter(Phase::Paused, reason, None);
+                Err(Arc::new(failure))
+            }
+        }
+    }
+
+    /// Answers with the state that the capsule is in now.
+    fn reply(&self, reply: oneshot::Sender<Answer<State>>, outcome: Answer<()>) {
+        // Whoever asked may have gone.
+        let _gone = reply.send(outcome.map(|()| self.capsule.state()));
     }
 
     fn is_idle(&self) -> bool {
@@ -205,13 +369,20 @@ impl Actor {
         limit > 0 && unix_now() - self.capsule.last_active() >= limit
     }
 
-    fn keep_house(&mut self) {
+    async fn keep_house(&mut self) -> Option<Step> {
+        if self.is_idle() {
+            return Some(match self.pause("ttl_expired").await {
+                Ok(()) => Step::Rest,
+                Err(failure) => Step::End(format!("ttl_expired: {}", failure.chain()), None),
+            });
+        }
         if let Err(failure) = console::trim(&self.dir) {
             warn!(capsule = %self.capsule.id(), "cannot trim the console log: {failure}");
         }
         if self.capsule.last_active() != self.record.last_active {
             self.save();
         }
+        None
     }
 
     /// Gives everything back.
@@ -220,28 +391,23 @@ impl Actor {
         if self.dir.exists() {
             self.enter(Phase::Stopping, reason.clone(), failure.clone());
         }
-        let mut pause = Duration::from_millis(100);
+        // Whoever waits for an answer is told that there will be none.
+        self.commands.close();
+        let mut retry = Retry::new();
         while let Err(failure) = self.release().await {
-            error!(capsule = %self.capsule.id(), "cannot remove all of the capsule, trying again: {failure:#}");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_CEILING);
+            retry.wait(self.capsule.id(), &failure).await;
         }
         let generation = self.record.generation + 1;
         info!(capsule = %self.capsule.id(), reason, "capsule removed");
         State { phase: Phase::Stopped, generation, reason, guest: None, failure }
     }
+}
 
-    /// Gives back what the actor holds, then whatever else the record knows of. Each step may be repeated.
-    async fn release(&mut self) -> anyhow::Result<()> {
-        if let Some(machine) = &self.held.machine {
-            machine.kill().await?;
-            self.held.machine = None;
-        }
-        if let Some(slot) = self.held.slot.take() {
-            slot.release().await?;
-        }
-        remains::remove(&*self.env.vmm, &self.env.network, &mut self.record, &self.dir).await
-    }
+/// Tidies a paused capsule after a while.
+async fn tidied(tidy: Option<Tidy>, delay: Duration) -> Result<Option<Saved>, CapsuleError> {
+    let Some(tidy) = tidy else { return Ok(None) };
+    tokio::time::sleep(delay).await;
+    tidy.run().await
 }
 
 impl Capsule {
@@ -249,9 +415,8 @@ impl Capsule {
         &self.inner.ending
     }
 
-    pub(super) fn set_endpoint(&self, endpoint: crate::endpoint::Endpoint) {
-        // Set once: an actor either boots or takes over.
-        let _already = self.inner.endpoint.set(endpoint);
+    pub(super) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        *self.inner.endpoint.write().unwrap_or_else(PoisonError::into_inner) = endpoint;
     }
 
     pub(super) fn forget_idleness(&self) {

@@ -1,159 +1,161 @@
-//! How a capsule comes to run: a cold boot, or the take-over of a VM whose agent died.
+//! How a capsule comes to run for the first time, or is taken over from an agent that died.
 //!
 //! Each step is awaited to its end, so that what it acquired is known to the actor before anything can cancel the
 //! boot; only the wait for the guest, which acquires nothing, is cut short.
 
-use std::os::unix::fs::PermissionsExt;
+use tracing::{debug, warn};
+use wrenn_protocol::guest::{ENV_CAPSULE_ID, ENV_TEMPLATE_ID};
+use wrenn_vmm::{Machine, RunState, Start};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use tracing::debug;
-use wrenn_protocol::guest::{ENV_CAPSULE_ID, ENV_TEMPLATE_ID, InitRequest};
-use wrenn_vmm::{LaunchSpec, Machine};
-
+use super::Snapshot;
 use super::actor::Actor;
+use super::identity_request;
 use crate::console;
 use crate::endpoint::Endpoint;
 use crate::error::CapsuleError;
 use crate::images::Template;
+use crate::record::{Defaults, Phase};
+use crate::templates::{SnapshotTemplate, Source};
 
-/// Bytes of fresh entropy that a guest gets at every boot.
-const ENTROPY_BYTES: usize = 64;
-/// Translation buffer of an emulated guest in MiB: enough for a kernel and a busy user space.
-const TB_SIZE_MB: u32 = 64;
-/// File name of the capsule's disk in its directory.
-pub(crate) const DISK_FILE: &str = "disk.qcow2";
 /// Lines of console that a failed boot reports: a kernel's panic with its trace takes about 25.
 const CONSOLE_LINES: usize = 40;
 
 impl Actor {
-    /// Boots the capsule from its template.
-    pub(super) async fn boot(&mut self) -> Result<(), CapsuleError> {
-        let template = self.template()?;
-        self.make_directory()?;
-        self.save();
-        let slot = self.env.network.acquire().await?;
-        self.record.slot = Some(slot.index());
-        let (addr, tap, netns) = (slot.guest_addr(), slot.open_tap(), slot.netns_path());
-        self.held.slot = Some(slot);
-        self.save();
-        self.check_ending()?;
-        let spec = self.launch_spec(&template, tap?, netns).await?;
-        let machine = self.env.vmm.launch(spec).await?;
-        self.record.machine = Some(machine.record().clone());
-        self.held.machine = Some(machine.clone());
-        self.save();
-        let endpoint = Endpoint::new(addr, &self.record.access_token);
-        self.wait_for_guest(&*machine, &endpoint).await?;
-        self.init_guest(&template, &endpoint).await?;
-        self.capsule.set_endpoint(endpoint);
+    /// Makes the capsule from its template.
+    pub(super) async fn begin(&mut self) -> Result<(), CapsuleError> {
+        let path = self.record.spec.template_path.clone();
+        match self.env.templates.load(&path)? {
+            Source::Snapshot(template) => self.begin_from_template(*template).await,
+            Source::Base(template) => self.begin_from_base(&template).await,
+        }
+    }
+
+    async fn begin_from_template(&mut self, template: SnapshotTemplate) -> Result<(), CapsuleError> {
+        let asked = self.record.spec.shape.disk_mb;
+        let needed = template.saved.shape.disk_mb;
+        if asked < needed {
+            return Err(CapsuleError::DiskTooSmall { asked, needed });
+        }
+        let SnapshotTemplate { dir, saved, defaults, .. } = template;
+        self.begin_from_snapshot(&Snapshot { dir, saved, defaults }).await
+    }
+
+    /// Makes the capsule a copy of a snapshot.
+    pub(super) async fn begin_from_snapshot(&mut self, source: &Snapshot) -> Result<(), CapsuleError> {
+        let mut defaults = source.defaults.clone();
+        defaults.env.extend(self.record.spec.default_env.clone());
+        if !self.record.spec.default_user.is_empty() {
+            defaults.user.clone_from(&self.record.spec.default_user);
+        }
+        self.set_defaults(defaults);
+        self.begin_from_saved(&source.saved, &source.dir).await
+    }
+
+    async fn begin_from_base(&mut self, template: &Template) -> Result<(), CapsuleError> {
+        let (asked, needed) = (self.record.spec.shape.disk_mb, template.disk_mb);
+        if asked < needed {
+            return Err(CapsuleError::DiskTooSmall { asked, needed });
+        }
+        let spec = &self.record.spec;
+        let mut env = template.default_env.clone();
+        env.extend(spec.default_env.clone());
+        let user = if spec.default_user.is_empty() { &template.default_user } else { &spec.default_user };
+        self.set_defaults(Defaults { user: user.clone(), env });
+        self.boot(template).await
+    }
+
+    /// What its processes get, with what tells them where they are.
+    fn set_defaults(&mut self, mut defaults: Defaults) {
+        let spec = &self.record.spec;
+        defaults.env.insert(ENV_CAPSULE_ID.to_owned(), spec.id.to_string());
+        defaults.env.insert(ENV_TEMPLATE_ID.to_owned(), spec.template_name.clone());
+        self.record.defaults = defaults;
+    }
+
+    /// Powers a new guest on and tells it who it is.
+    async fn boot(&mut self, template: &Template) -> Result<(), CapsuleError> {
+        let (machine, endpoint) = self.power_on(template).await?;
+        self.wait_for_guest(&*machine, endpoint.wait_until_healthy()).await?;
+        let request = identity_request(&self.record);
+        let answer = endpoint.init(&request).await.map_err(|error| CapsuleError::Init(error.to_string()))?;
+        self.record.guest = Some(answer);
+        self.capsule.set_endpoint(Some(endpoint));
         self.capsule.forget_idleness();
         Ok(())
     }
 
-    /// Takes over what an agent that died has left running.
+    /// Starts a machine with a new disk and lets it boot.
+    pub(super) async fn power_on(
+        &mut self,
+        template: &Template,
+    ) -> Result<(std::sync::Arc<dyn Machine>, Endpoint), CapsuleError> {
+        self.make_directory()?;
+        self.save();
+        self.take_slot().await?;
+        let disk =
+            self.env.disks.create(&self.dir, &template.disk, self.record.spec.shape.disk_mb).await?;
+        self.record.disk = Some(disk.top_name().to_owned());
+        let kernel = &self.env.kernel;
+        let start = Start::Boot {
+            kernel: kernel.kernel.clone(),
+            initrd: kernel.initramfs.clone(),
+            cmdline: kernel.cmdline.clone(),
+            memory: self.dir.join("memory"),
+        };
+        let machine = self.start_machine(start, &disk).await?;
+        machine.cont().await?;
+        let endpoint = self.endpoint(&self.record.access_token)?;
+        Ok((machine, endpoint))
+    }
+
+    /// The guest's daemon, with a token that it knows.
+    pub(super) fn endpoint(&self, token: &str) -> Result<Endpoint, CapsuleError> {
+        let slot = self.held.slot.as_ref().ok_or_else(|| CapsuleError::Stopping(self.capsule.id()))?;
+        Ok(Endpoint::new(slot.guest_addr(), token))
+    }
+
+    /// Takes over what an agent that died has left running, wherever in a pause or a snapshot it was.
     pub(super) async fn take_over(&mut self) -> Result<(), CapsuleError> {
         let gone = || CapsuleError::Stopping(self.capsule.id());
-        let (index, machine) = self.record.slot.zip(self.record.machine.clone()).ok_or_else(gone)?;
-        self.held.machine = Some(self.env.vmm.adopt(machine).await?);
+        let (index, record) = self.record.slot.zip(self.record.machine.clone()).ok_or_else(gone)?;
+        let machine = self.env.vmm.adopt(record).await?;
+        self.held.machine = Some(machine.clone());
         let slot = self.env.network.adopt(index).await?;
-        self.capsule.set_endpoint(Endpoint::new(slot.guest_addr(), &self.record.access_token));
         self.held.slot = Some(slot);
+        let top = machine.disk_top().await?;
+        self.record.disk = Some(format!("{top}.qcow2"));
+        if machine.status().await? != RunState::Running {
+            machine.cont().await?;
+        }
+        self.capsule.set_endpoint(Some(self.endpoint(&self.record.access_token)?));
+        if let Err(failure) = self.remove_leftovers().await {
+            warn!(capsule = %self.capsule.id(), "files of an unfinished save are left: {}", failure.chain());
+        }
         debug!(capsule = %self.capsule.id(), "capsule taken over");
         Ok(())
     }
 
-    fn template(&self) -> Result<Template, CapsuleError> {
-        let path = &self.record.spec.template_path;
-        let template = Template::load(&self.env.config.templates_dir().join(path))
-            .map_err(|source| CapsuleError::Template { path: path.clone(), source })?;
-        let (asked, needed) = (self.record.spec.shape.disk_mb, template.disk_mb);
-        if asked < needed { Err(CapsuleError::DiskTooSmall { asked, needed }) } else { Ok(template) }
-    }
-
-    fn make_directory(&self) -> Result<(), CapsuleError> {
-        std::fs::create_dir_all(self.dir.join("run"))?;
-        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o711))?;
-        Ok(())
-    }
-
-    fn check_ending(&self) -> Result<(), CapsuleError> {
-        if self.capsule.ending().is_cancelled() {
-            Err(CapsuleError::Stopping(self.capsule.id()))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Makes the capsule's disk and describes its VM.
-    async fn launch_spec(
+    /// Waits for an answer of the guest, and no longer than the guest lives or may take.
+    pub(super) async fn wait_for_guest<T>(
         &self,
-        template: &Template,
-        tap: std::os::fd::OwnedFd,
-        netns: std::path::PathBuf,
-    ) -> Result<LaunchSpec, CapsuleError> {
-        let shape = self.record.spec.shape;
-        let disk = self.env.disks.create(&self.dir.join(DISK_FILE), &template.disk, shape.disk_mb).await?;
-        let slot = self.record.slot.map_or(0, |slot| u32::from(slot.get()));
-        let uid = self.env.config.uid_base + slot;
-        Ok(LaunchSpec {
-            id: self.capsule.id().to_string(),
-            vcpus: shape.vcpus,
-            memory_mb: shape.memory_mb,
-            kernel: self.env.kernel.kernel.clone(),
-            initrd: self.env.kernel.initramfs.clone(),
-            cmdline: self.env.kernel.cmdline.clone(),
-            disk: disk.overlay,
-            disk_base: disk.base,
-            memory_file: self.dir.join("memory"),
-            dir: self.dir.clone(),
-            netns,
-            tap,
-            uid,
-            gid: uid,
-            cgroup_parent: self.env.cgroup.clone(),
-            accel: self.env.accelerator,
-            tb_size_mb: TB_SIZE_MB,
-        })
-    }
-
-    /// Waits until the guest daemon answers, and no longer than the guest lives or may take.
-    async fn wait_for_guest(&self, machine: &dyn Machine, endpoint: &Endpoint) -> Result<(), CapsuleError> {
+        machine: &dyn Machine,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, CapsuleError> {
         let limit = self.env.config.boot_timeout;
+        let resuming = self.record.phase == Phase::Resuming;
         tokio::select! {
-            () = endpoint.wait_until_healthy() => Ok(()),
+            answer = answer => Ok(answer),
             how = machine.exited() => Err(CapsuleError::GuestDied {
                 how: how.to_string(),
                 console: console::tail(&self.dir, CONSOLE_LINES),
             }),
             () = self.capsule.ending().cancelled() => Err(CapsuleError::Stopping(self.capsule.id())),
-            () = self.env.detach.cancelled() => Err(CapsuleError::Stopping(self.capsule.id())),
+            // A resume is finished: it takes a moment, and the next agent would have to begin it anew.
+            () = self.env.detach.cancelled(), if !resuming => Err(CapsuleError::Stopping(self.capsule.id())),
             () = tokio::time::sleep(limit) => Err(CapsuleError::BootTimeout {
                 seconds: limit.as_secs(),
                 console: console::tail(&self.dir, CONSOLE_LINES),
             }),
         }
-    }
-
-    async fn init_guest(&mut self, template: &Template, endpoint: &Endpoint) -> Result<(), CapsuleError> {
-        let spec = &self.record.spec;
-        let mut env = template.default_env.clone();
-        env.extend(spec.default_env.clone());
-        env.insert(ENV_CAPSULE_ID.to_owned(), spec.id.to_string());
-        env.insert(ENV_TEMPLATE_ID.to_owned(), spec.template_name.clone());
-        let user = if spec.default_user.is_empty() { &template.default_user } else { &spec.default_user };
-        let now = time::OffsetDateTime::now_utc();
-        let request = InitRequest {
-            env_vars: Some(env),
-            access_token: Some(self.record.access_token.clone()),
-            timestamp: now.format(&time::format_description::well_known::Rfc3339).ok(),
-            default_user: Some(user.clone()),
-            default_workdir: None,
-            hostname: Some(spec.id.to_string()),
-            entropy: Some(STANDARD.encode(rand::random::<[u8; ENTROPY_BYTES]>())),
-        };
-        let answer = endpoint.init(&request).await.map_err(|error| CapsuleError::Init(error.to_string()))?;
-        self.record.guest = Some(answer);
-        Ok(())
     }
 }

@@ -4,31 +4,68 @@
 //! the inactivity clock and the VM's own death can never race:
 //!
 //! ```text
-//! starting ── guest answers ──► running ── destroy, clock, VM died ──► stopping ──► stopped
-//!     └────── failure, destroy ───────────────────────────────────────────┘
+//! starting ──► running ── pause, clock ──► pausing ──► paused
+//!                 ▲  ▲                       │          │  ▲
+//!                 │  └──────── failed ───────┘          │  │ failed
+//!                 └────────────── resuming ◄── resume ──┘──┘
+//!
+//! any ── destroy, failure to start, VM died ──► stopping ──► stopped
 //! ```
+//!
+//! Calls that change a capsule are commands to its actor, which does one at a time and answers each; a destroy does not
+//! queue but is seen wherever something is waited for.
 //!
 //! Traffic does not pass through it; each request holds a [lease](crate::traffic::Lease).
 
 mod actor;
 mod boot;
+mod pause;
+mod resources;
+mod restore;
+mod snapshot;
+mod tidy;
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use wrenn_core::CapsuleId;
 use wrenn_protocol::guest::InitResponse;
 
 use crate::endpoint::Endpoint;
 use crate::error::CapsuleError;
-use crate::record::{CapsuleSpec, Phase};
+use crate::record::{CapsuleSpec, Defaults, Phase};
+use crate::saved::Saved;
 use crate::traffic::Gate;
 
 pub(crate) use actor::Start;
-pub(crate) use boot::DISK_FILE;
+pub(crate) use restore::identity_request;
+pub(crate) use snapshot::SnapshotPlan;
+
+/// How a call to an actor ends.
+pub(crate) type Answer<T> = Result<T, Arc<CapsuleError>>;
+
+/// What an actor can be asked for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Pause(oneshot::Sender<Answer<State>>),
+    Resume(oneshot::Sender<Answer<State>>),
+    Snapshot(SnapshotPlan, oneshot::Sender<Answer<Snapshot>>),
+}
+
+/// A snapshot of a capsule in a directory of its own.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The directory.
+    pub dir: PathBuf,
+    /// What lies in it.
+    pub saved: Saved,
+    /// What the processes in it get where nobody says otherwise.
+    pub defaults: Defaults,
+}
 
 /// What a capsule is doing now, as its actor publishes it.
 #[derive(Debug, Clone)]
@@ -37,7 +74,7 @@ pub struct State {
     pub phase: Phase,
     /// Counts phases, so that a late report can be told from a newer one.
     pub generation: u64,
-    /// Why it stopped by itself; empty otherwise.
+    /// Why it came to be in this phase by itself; empty otherwise.
     pub reason: String,
     /// What the guest told of itself.
     pub guest: Option<InitResponse>,
@@ -56,9 +93,10 @@ struct Inner {
     spec: CapsuleSpec,
     gate: Gate,
     last_active: AtomicI64,
-    endpoint: std::sync::OnceLock<Endpoint>,
+    endpoint: RwLock<Option<Endpoint>>,
     ending: CancellationToken,
     state: watch::Receiver<State>,
+    commands: mpsc::Sender<Command>,
 }
 
 impl Capsule {
@@ -87,9 +125,9 @@ impl Capsule {
         &self.inner.gate
     }
 
-    /// Its daemon, once it runs.
-    pub fn endpoint(&self) -> Option<&Endpoint> {
-        self.inner.endpoint.get()
+    /// Its daemon, while it runs.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.inner.endpoint.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Resets the inactivity clock.
@@ -102,25 +140,65 @@ impl Capsule {
         self.inner.last_active.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the capsule runs, or when nothing of it is left because its boot failed.
+    /// Resolves when the capsule has come to run (or is paused, as it was), or when nothing of it is left because that
+    /// failed.
     ///
     /// # Errors
     /// Why the boot failed; [`CapsuleError::Stopping`] where the capsule was destroyed meanwhile.
     pub async fn booted(&self) -> Result<State, Arc<CapsuleError>> {
         let mut watch = self.watch();
-        let settled = |state: &State| matches!(state.phase, Phase::Running | Phase::Stopped);
+        let settled = |state: &State| !matches!(state.phase, Phase::Starting | Phase::Stopping);
         let state = watch.wait_for(settled).await.map(|state| state.clone());
         match state {
-            Ok(state) if state.phase == Phase::Running => Ok(state),
             Ok(State { failure: Some(failure), .. }) => Err(failure),
+            Ok(state) if state.phase != Phase::Stopped => Ok(state),
             _ => Err(Arc::new(CapsuleError::Stopping(self.id()))),
         }
+    }
+
+    /// Writes it to disk with its memory and ends its VM. One that is paused stays so.
+    ///
+    /// # Errors
+    /// Why it runs on; [`CapsuleError::Phase`] or [`CapsuleError::Stopping`] where it cannot be paused.
+    pub async fn pause(&self) -> Result<State, Arc<CapsuleError>> {
+        self.ask(Command::Pause).await
+    }
+
+    /// Brings it back from disk. One that runs goes on.
+    ///
+    /// # Errors
+    /// Why it stays paused; [`CapsuleError::Stopping`] where it is being destroyed.
+    pub async fn resume(&self) -> Result<State, Arc<CapsuleError>> {
+        self.ask(Command::Resume).await
+    }
+
+    /// Writes a snapshot of it, running or paused, into an empty directory.
+    ///
+    /// # Errors
+    /// Why there is none; what was written into the directory is the caller's to remove.
+    pub(crate) async fn snapshot(&self, plan: SnapshotPlan) -> Result<Snapshot, Arc<CapsuleError>> {
+        self.ask(|reply| Command::Snapshot(plan, reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Answer<T>>) -> Command) -> Answer<T> {
+        let gone = || Arc::new(CapsuleError::Stopping(self.id()));
+        let (reply, answer) = oneshot::channel();
+        self.inner.commands.send(command(reply)).await.map_err(|_| gone())?;
+        // Dropped unanswered where the actor ends.
+        answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
     /// Removes it, cancelling a boot under way, and resolves when nothing of it is left. Any number may ask.
     pub async fn destroy(&self) {
         self.inner.ending.cancel();
         self.stopped().await;
+    }
+
+    /// Resolves when the capsule is in a state that lasts, or is gone.
+    pub async fn settled(&self) {
+        let mut watch = self.watch();
+        let lasts = |state: &State| matches!(state.phase, Phase::Running | Phase::Paused | Phase::Stopped);
+        let _gone = watch.wait_for(lasts).await;
     }
 
     /// Resolves when nothing of it is left.

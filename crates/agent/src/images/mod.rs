@@ -7,9 +7,8 @@
 //! ```
 //!
 //! Everything is made beside its final name and renamed, under a lock that holds across processes, so a crash leaves
-//! either the old or the new. A disk carries the hash of its definition in its name and is never replaced: the overlays
-//! of existing capsules go on to build on the one they were made over, and [`prune`] removes it when the last of them is
-//! gone. Where a shared cache is given, artefacts are made there and linked into the data directory.
+//! either the old or the new. A disk carries the hash of its definition in its name and is never replaced: existing
+//! capsules hold links of the one they were made over, so [`prune`] may remove it. Where a shared cache is given, artefacts are made there and linked into the data directory.
 
 mod bzimage;
 mod cpio;

@@ -1,20 +1,15 @@
 //! Removing what the images before the current ones left in the data directory.
 //!
-//! An image that is replaced by a newer one stays until an agent starts and no capsule on its host needs it. Only files
+//! An image that is replaced by a newer one stays until an agent starts. Only files
 //! with the names that this module's siblings give, in real directories inside the data directory, are ever removed. A
 //! shared cache is nobody's alone and is not touched: what was linked from it loses one name here and keeps the other.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use wrenn_disk::{DiskError, RootDisks};
-
 use super::store::Store;
 use super::{ImageError, KernelImage, Template, built_in};
-use crate::capsule::DISK_FILE;
-use crate::record::Record;
 
 /// Why nothing was removed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +17,9 @@ pub enum PruneError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] ImageError),
+    /// A thread for the work could not be had.
+    #[error("cannot look for old images")]
+    Thread(#[from] io::Error),
     /// What is there cannot be read, or something old cannot be removed.
     #[error("cannot use {path}")]
     File {
@@ -30,9 +28,6 @@ pub enum PruneError {
         /// Why.
         source: io::Error,
     },
-    /// A capsule's disk does not say what it builds on.
-    #[error("cannot tell which image a capsule needs")]
-    Disk(#[from] DiskError),
 }
 
 impl PruneError {
@@ -41,31 +36,21 @@ impl PruneError {
     }
 }
 
-/// Removes old root disks and initial file systems from the data directory `dir`: all but the template's, `kernel`'s own,
-/// and those of capsules that exist. Where that cannot be told for one capsule, and where another process is making
-/// images, nothing is removed until the next start.
+/// Removes old root disks and initial file systems from the data directory `dir`: all but the template's and `kernel`'s
+/// own. Capsules need neither: of a root disk they hold a link, and an initial file system is read when a VMM starts. Where
+/// another process is making images, nothing is removed until the next start. Blocks.
 ///
 /// # Returns
 /// What was removed.
 ///
 /// # Errors
 /// [`PruneError`].
-pub async fn prune(
-    dir: &Path,
-    kernel: &KernelImage,
-    disks: &dyn RootDisks,
-) -> Result<Vec<PathBuf>, PruneError> {
+pub fn prune(dir: &Path, kernel: &KernelImage) -> Result<Vec<PathBuf>, PruneError> {
     let Some(store) = Store::try_open(dir)? else { return Ok(Vec::new()) };
     let template = store.path("templates").join(built_in());
     let current = Template::load(&template).map_err(PruneError::at(&template))?.disk;
     let mut old = images(&store, &template).map_err(PruneError::at(store.root()))?;
     old.retain(|path| *path != current && !same(path, &kernel.initramfs));
-    if old.is_empty() {
-        return Ok(old);
-    }
-    let capsules = store.path("capsules");
-    let used = used(&capsules, disks).await?;
-    old.retain(|path| !used.needs(path));
     for path in &old {
         fs::remove_file(path).map_err(PruneError::at(path))?;
     }
@@ -114,57 +99,6 @@ fn is_real(dir: &Path) -> io::Result<bool> {
 
 fn same(path: &Path, other: &Path) -> bool {
     fs::canonicalize(other).is_ok_and(|other| other == path)
-}
-
-/// What the capsules on the host need.
-#[derive(Debug, Default)]
-struct Used {
-    /// The images that disks build on.
-    bases: BTreeSet<PathBuf>,
-    /// Command lines of VMMs, which name the initial file system that each was started with.
-    command_lines: Vec<String>,
-}
-
-impl Used {
-    fn needs(&self, image: &Path) -> bool {
-        let name = image.file_name().unwrap_or_default().to_string_lossy();
-        self.bases.contains(image) || self.command_lines.iter().any(|line| line.contains(&*name))
-    }
-}
-
-async fn used(capsules: &Path, disks: &dyn RootDisks) -> Result<Used, PruneError> {
-    let mut used = Used::default();
-    for dir in directories(capsules).map_err(PruneError::at(capsules))? {
-        let disk = dir.join(DISK_FILE);
-        if disk.try_exists().map_err(PruneError::at(&disk))? {
-            used.bases.insert(disks.open(&disk).await?.base);
-        }
-        let machine = match Record::read(&dir) {
-            Ok(record) => record.machine,
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(PruneError::at(&dir)(error)),
-        };
-        if let Some(machine) = machine {
-            let path = PathBuf::from(format!("/proc/{}/cmdline", machine.pid));
-            match fs::read(&path) {
-                Ok(line) => used.command_lines.push(String::from_utf8_lossy(&line).into_owned()),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(PruneError::at(&path)(error)),
-            }
-        }
-    }
-    Ok(used)
-}
-
-fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -1,0 +1,226 @@
+//! How a running capsule is written to disk, and how it goes on where that fails.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+use wrenn_image::{Image, MAX_LAYERS};
+use wrenn_vmm::{Machine, MemorySaved, MemoryTarget};
+
+use super::actor::Actor;
+use crate::error::CapsuleError;
+use crate::fault;
+use crate::files;
+use crate::record::Phase;
+use crate::saved::{About, Saved, new_stem};
+
+/// How long traffic may take to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the guest may take to write its caches back.
+const PREPARE: Duration = Duration::from_secs(30);
+
+impl Actor {
+    /// Pauses the capsule; where that fails it runs on, if its VM does.
+    pub(super) async fn pause(&mut self, reason: &str) -> Result<(), Arc<CapsuleError>> {
+        self.enter(Phase::Pausing, reason.to_owned(), None);
+        fault::point("pause.begun");
+        let begun = tokio::time::Instant::now();
+        match self.write_out(reason).await {
+            Ok(memory) => {
+                let took = begun.elapsed().as_millis();
+                let id = self.capsule.id();
+                info!(capsule = %id, ms = took, dirty = memory.dirty_blocks, written = memory.data_blocks, "paused");
+                self.let_go_surely().await;
+                fault::point("pause.released");
+                self.publish(reason.to_owned(), None);
+                Ok(())
+            }
+            Err(failure) => {
+                let failure = Arc::new(failure);
+                self.run_on(&failure).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Up to the commit: afterwards the record says that the capsule is paused, and all it names is on the disk.
+    async fn write_out(&mut self, reason: &str) -> Result<MemorySaved, CapsuleError> {
+        let gone = || CapsuleError::Stopping(self.capsule.id());
+        let machine = self.held.machine.clone().ok_or_else(gone)?;
+        self.quiesce(&*machine).await?;
+        fault::point("pause.prepared");
+        let parent = self.parent_image().await?;
+        machine.pause().await?;
+        fault::point("pause.stopped");
+        let (memory, saved) = self.write_files(&*machine, parent).await?;
+        self.check_ending()?;
+        let before = self.record.clone();
+        self.record.disk = Some(saved.disk.clone());
+        self.record.saved = Some(saved);
+        self.record.phase = Phase::Paused;
+        self.record.generation += 1;
+        self.record.last_active = self.capsule.last_active();
+        if let Err(error) = self.record.write(&self.dir) {
+            self.record = before;
+            return Err(error.into());
+        }
+        tracing::debug!(capsule = %self.capsule.id(), reason, "pause committed");
+        fault::point("pause.committed");
+        if let Err(failure) = self.remove_leftovers().await {
+            warn!(capsule = %self.capsule.id(), "replaced files are left: {}", failure.chain());
+        }
+        Ok(memory)
+    }
+
+    /// Ends traffic and has the guest write back what it holds.
+    async fn quiesce(&self, machine: &dyn Machine) -> Result<(), CapsuleError> {
+        let gate = self.capsule.gate();
+        gate.close();
+        let _some_went_on = tokio::time::timeout(GRACE, gate.drained()).await;
+        gate.cut();
+        let Some(endpoint) = self.capsule.endpoint() else { return Ok(()) };
+        let prepared = tokio::select! {
+            prepared = tokio::time::timeout(PREPARE, endpoint.prepare()) => prepared,
+            how = machine.exited() => return Err(CapsuleError::VmDied(how.to_string())),
+            () = self.capsule.ending().cancelled() => return Err(CapsuleError::Stopping(self.capsule.id())),
+        };
+        match prepared {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(CapsuleError::Prepare(error.to_string())),
+            Err(_) => {
+                let limit = PREPARE.as_secs();
+                Err(CapsuleError::Prepare(format!("it did not write its caches back within {limit} s")))
+            }
+        }
+    }
+
+    /// What is saved of the memory already, in a form that takes one more layer.
+    pub(super) async fn parent_image(&self) -> Result<Option<Arc<Image>>, CapsuleError> {
+        let Some(saved) = &self.record.saved else { return Ok(None) };
+        let (dir, header) = (self.dir.clone(), self.dir.join(&saved.memory));
+        crate::blocking(move || {
+            let image = Image::open(&header)?;
+            Ok(Some(Arc::new(with_room(image, &dir, MAX_LAYERS - 1)?)))
+        })
+        .await
+    }
+
+    async fn write_files(
+        &self,
+        machine: &dyn Machine,
+        parent: Option<Arc<Image>>,
+    ) -> Result<(MemorySaved, Saved), CapsuleError> {
+        let top = self.record.disk.clone().unwrap_or_default();
+        let disk = self.env.disks.open(&self.dir, &top).await?;
+        let stem = new_stem("memory");
+        let (memory, new) = write_memory(machine, &self.dir, &stem, parent.clone()).await?;
+        fault::point("pause.memory");
+        let devices = self.dir.join(new_stem("devices"));
+        machine.save_devices(&devices).await?;
+        fault::point("pause.devices");
+        self.env.disks.sync(&disk).await?;
+        let (about, header) = (self.about(), self.dir.join(format!("{stem}.image")));
+        let saved = crate::blocking(move || {
+            let image = over(parent.as_deref(), &new, &header, true)?;
+            files::sync([new.as_path(), &devices])?;
+            Ok::<_, CapsuleError>(Saved::describe(&image, &devices, &disk, about)?)
+        })
+        .await?;
+        fault::point("pause.synced");
+        Ok((memory, saved))
+    }
+
+    pub(super) fn about(&self) -> About {
+        About {
+            fits: self.env.fits.clone(),
+            shape: self.record.spec.shape,
+            access_token: self.record.access_token.clone(),
+            guest: self.record.guest.clone(),
+        }
+    }
+
+    /// After a failed pause: as if nothing had been.
+    async fn run_on(&mut self, failure: &CapsuleError) {
+        warn!(capsule = %self.capsule.id(), "not paused: {}", failure.chain());
+        if let Err(failure) = self.remove_leftovers().await {
+            warn!(capsule = %self.capsule.id(), "files of a failed pause are left: {}", failure.chain());
+        }
+        let Some(machine) = &self.held.machine else { return };
+        if let Err(error) = machine.cont().await {
+            // Then it has ended, which the actor notices next.
+            warn!(capsule = %self.capsule.id(), %error, "the guest does not go on");
+        }
+        self.capsule.gate().open();
+        self.enter(Phase::Running, format!("pause_failed: {}", failure.chain()), None);
+    }
+
+    /// Gives VMM and slot back, however often that takes.
+    pub(super) async fn let_go_surely(&mut self) {
+        let mut retry = crate::retry::Retry::new();
+        while let Err(failure) = self.let_go().await {
+            retry.wait(self.capsule.id(), &failure).await;
+        }
+        self.save();
+    }
+
+    /// Removes files in the capsule's directory that belong to no saved state and no disk in use.
+    pub(super) async fn remove_leftovers(&self) -> Result<(), CapsuleError> {
+        let (dir, saved) = (self.dir.clone(), self.record.saved.clone());
+        crate::blocking(move || Saved::remove_others(saved.as_ref(), &dir)).await?;
+        if let Some(top) = &self.record.disk {
+            let disk = self.env.disks.open(&self.dir, top).await?;
+            self.env.disks.remove_unlisted(&self.dir, &disk).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the memory of a machine into `dir`: a layer over `parent`, or a base where there is none.
+pub(super) async fn write_memory(
+    machine: &dyn Machine,
+    dir: &Path,
+    stem: &str,
+    parent: Option<Arc<Image>>,
+) -> Result<(MemorySaved, PathBuf), CapsuleError> {
+    let (path, target) = match parent {
+        Some(parent) => {
+            let path = dir.join(format!("{stem}.layer"));
+            (path.clone(), MemoryTarget::Layer { path, parent })
+        }
+        None => {
+            let path = dir.join(format!("{stem}.base"));
+            (path.clone(), MemoryTarget::Base(path))
+        }
+    };
+    let saved = machine.save_memory(target).await?;
+    Ok((saved, path))
+}
+
+/// The image that is `parent` with `new` as its last layer, or `new` as its base. Blocks.
+pub(super) fn over(
+    parent: Option<&Image>,
+    new: &Path,
+    header: &Path,
+    durable: bool,
+) -> Result<Image, CapsuleError> {
+    let Some(parent) = parent else {
+        files::share_reading(new)?;
+        return Ok(Image::create(header, new, &[], durable)?);
+    };
+    let mut layers = parent.layer_paths();
+    layers.push(new.to_owned());
+    let layers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
+    Ok(Image::create(header, &parent.base_path(), &layers, durable)?)
+}
+
+/// The image with its layers merged into one where it has more than `most`. Blocks.
+pub(super) fn with_room(image: Image, dir: &Path, most: usize) -> Result<Image, CapsuleError> {
+    if image.layers() <= most {
+        return Ok(image);
+    }
+    let stem = new_stem("memory");
+    let merged = dir.join(format!("{stem}.layer"));
+    image.merge(&merged, true)?;
+    Ok(Image::create(&dir.join(format!("{stem}.image")), &image.base_path(), &[&*merged], true)?)
+}

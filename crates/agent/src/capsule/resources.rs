@@ -1,0 +1,100 @@
+//! What a capsule holds on its host while it runs, and how it is given back.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use wrenn_disk::Chain;
+use wrenn_net::Slot;
+use wrenn_vmm::{DiskFiles, LaunchSpec, Machine, Start};
+
+use super::actor::Actor;
+use crate::error::CapsuleError;
+use crate::remains;
+
+/// Translation buffer of an emulated guest in MiB: enough for a kernel and a busy user space.
+const TB_SIZE_MB: u32 = 64;
+
+/// What a capsule holds on the host. The actor is its owner.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    pub(crate) slot: Option<Slot>,
+    pub(crate) machine: Option<Arc<dyn Machine>>,
+}
+
+impl Actor {
+    pub(super) fn make_directory(&self) -> Result<(), CapsuleError> {
+        std::fs::create_dir_all(self.dir.join("run"))?;
+        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o711))?;
+        Ok(())
+    }
+
+    pub(super) fn check_ending(&self) -> Result<(), CapsuleError> {
+        if self.capsule.ending().is_cancelled() {
+            Err(CapsuleError::Stopping(self.capsule.id()))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes a network slot.
+    pub(super) async fn take_slot(&mut self) -> Result<(), CapsuleError> {
+        let slot = self.env.network.acquire().await?;
+        self.record.slot = Some(slot.index());
+        self.held.slot = Some(slot);
+        self.save();
+        self.check_ending()
+    }
+
+    /// Starts the VMM in the slot, with the disk attached and the guest not yet running.
+    pub(super) async fn start_machine(
+        &mut self,
+        start: Start,
+        disk: &Chain,
+    ) -> Result<Arc<dyn Machine>, CapsuleError> {
+        let machine = self.env.vmm.launch(self.launch_spec(start)?).await?;
+        self.record.machine = Some(machine.record().clone());
+        self.held.machine = Some(machine.clone());
+        self.save();
+        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
+        Ok(machine)
+    }
+
+    fn launch_spec(&self, start: Start) -> Result<LaunchSpec, CapsuleError> {
+        let slot = self.held.slot.as_ref().ok_or_else(|| CapsuleError::Stopping(self.capsule.id()))?;
+        let shape = self.record.spec.shape;
+        let uid = self.env.config.uid_base + u32::from(slot.index().get());
+        Ok(LaunchSpec {
+            id: self.capsule.id().to_string(),
+            vcpus: shape.vcpus,
+            memory_mb: shape.memory_mb,
+            start,
+            dir: self.dir.clone(),
+            netns: slot.netns_path(),
+            tap: slot.open_tap()?,
+            uid,
+            gid: uid,
+            cgroup_parent: self.env.cgroup.clone(),
+            accel: self.env.accelerator,
+            tb_size_mb: TB_SIZE_MB,
+        })
+    }
+
+    /// Gives VMM and slot back and keeps the files. Each step may be repeated.
+    pub(super) async fn let_go(&mut self) -> anyhow::Result<()> {
+        self.capsule.set_endpoint(None);
+        if let Some(machine) = &self.held.machine {
+            machine.kill().await?;
+            self.held.machine = None;
+        }
+        if let Some(slot) = self.held.slot.take() {
+            slot.release().await?;
+        }
+        remains::let_go(&*self.env.vmm, &self.env.network, &mut self.record).await
+    }
+
+    /// Gives everything back, the files too. Each step may be repeated.
+    pub(super) async fn release(&mut self) -> anyhow::Result<()> {
+        self.let_go().await?;
+        remains::remove_directory(&self.dir).await
+    }
+}

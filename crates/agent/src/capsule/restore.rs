@@ -1,0 +1,85 @@
+//! How a capsule comes back from disk: a paused one, or a new one from a snapshot.
+//!
+//! The guest gets a new empty layer over the saved disk, so that until the capsule is known to run, what it was saved in
+//! stays as it is and the next attempt finds it whole.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use wrenn_protocol::guest::InitRequest;
+use wrenn_vmm::Start;
+
+use super::actor::Actor;
+use crate::error::CapsuleError;
+use crate::fault;
+use crate::record::Record;
+use crate::saved::Saved;
+
+/// Bytes of fresh entropy that a guest gets at every boot and every restore.
+const ENTROPY_BYTES: usize = 64;
+const MIB: u64 = 1 << 20;
+
+/// What the guest of a record is told about itself. The time in it is that of the call.
+pub(crate) fn identity_request(record: &Record) -> InitRequest {
+    let now = time::OffsetDateTime::now_utc();
+    InitRequest {
+        env_vars: Some(record.defaults.env.clone()),
+        access_token: Some(record.access_token.clone()),
+        timestamp: now.format(&time::format_description::well_known::Rfc3339).ok(),
+        default_user: Some(record.defaults.user.clone()),
+        hostname: Some(record.spec.id.to_string()),
+        entropy: Some(STANDARD.encode(rand::random::<[u8; ENTROPY_BYTES]>())),
+        ..InitRequest::default()
+    }
+}
+
+impl Actor {
+    /// Makes a new capsule of the saved machine in another directory.
+    pub(super) async fn begin_from_saved(
+        &mut self,
+        saved: &Saved,
+        from: &std::path::Path,
+    ) -> Result<(), CapsuleError> {
+        self.make_directory()?;
+        self.save();
+        let own = saved.link(from, &self.dir, &*self.env.disks).await?;
+        fault::point("fork.linked");
+        self.record.saved = Some(own.clone());
+        self.restore(&own).await
+    }
+
+    /// Brings the capsule back from what its directory holds.
+    pub(super) async fn restore(&mut self, saved: &Saved) -> Result<(), CapsuleError> {
+        let (dir, here, description) = (self.dir.clone(), self.env.fits.clone(), saved.clone());
+        let image = crate::blocking(move || description.open(&dir, &here)).await?;
+        let chain = self.env.disks.open(&self.dir, &saved.disk).await?;
+        let chain = self.env.disks.push(&chain, None).await?;
+        self.record.disk = Some(chain.top_name().to_owned());
+        fault::point("resume.disk");
+        self.take_slot().await?;
+        fault::point("resume.slot");
+        let machine = self.start_machine(Start::Restore { base: image.base_path() }, &chain).await?;
+        fault::point("resume.started");
+        machine.load(image, &self.dir.join(&saved.devices)).await?;
+        fault::point("resume.loaded");
+        self.check_ending()?;
+        machine.cont().await?;
+        fault::point("resume.running");
+        let disk_bytes = u64::from(self.record.spec.shape.disk_mb) * MIB;
+        let grows = disk_bytes > chain.virtual_bytes;
+        if grows {
+            machine.resize_disk(disk_bytes).await?;
+        }
+        let request = InitRequest {
+            restored: true,
+            disk_bytes: grows.then_some(disk_bytes),
+            ..identity_request(&self.record)
+        };
+        let known = self.endpoint(&saved.access_token)?;
+        let answer = self.wait_for_guest(&*machine, known.init_when_there(&request)).await?;
+        self.record.guest = Some(answer.map_err(|error| CapsuleError::Init(error.to_string()))?);
+        fault::point("resume.ready");
+        self.capsule.set_endpoint(Some(self.endpoint(&self.record.access_token)?));
+        self.capsule.forget_idleness();
+        Ok(())
+    }
+}
