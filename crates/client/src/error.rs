@@ -96,6 +96,12 @@ pub enum Error {
         /// The state that was waited for.
         wanted: CapsuleStatus,
     },
+    /// A template that was being made failed; the server's log has the cause.
+    #[error("template {name} was not made; the platform's log says why")]
+    NotMade {
+        /// Its name.
+        name: String,
+    },
     /// A capsule took too long.
     #[error("capsule {id} is still {status} after {} s", waited.as_secs())]
     TooSlow {

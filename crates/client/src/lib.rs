@@ -31,14 +31,16 @@ mod files;
 mod pty;
 mod socket;
 mod stream;
+mod templates;
 mod types;
 
 pub use client::Client;
 pub use error::{ApiError, Error};
 pub use pty::{Pty, PtyCommand, PtyEvent, PtyReader, PtyWriter};
 pub use stream::{ProcessEvent, ProcessStream};
+pub use templates::{CreateSnapshot, Snapshot, Template, TemplateKind};
 pub use types::{
-    Capsule, Command, CreateCapsule, ExecResult, FileEntry, FileKind, Health, ProcessInfo, StartedProcess,
-    TerminalSize,
+    Capsule, Command, CreateCapsule, ExecResult, FileEntry, FileKind, ForkCapsule, Health, ProcessInfo,
+    StartedProcess, TerminalSize,
 };
 pub use wrenn_core::{CapsuleId, state::CapsuleStatus};

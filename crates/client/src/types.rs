@@ -129,6 +129,31 @@ impl CreateCapsule {
     }
 }
 
+/// How to fork a capsule. What is not set takes the server's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ForkCapsule {
+    /// Number of copies, from 1 to 100; the server's default is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Labels of every copy; where empty, those of the source.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ForkCapsule {
+    /// This many copies with the labels of the source.
+    pub fn copies(count: u32) -> Self {
+        Self { count: Some(count), ..Self::default() }
+    }
+
+    /// Adds a label; with one, the copies have none of the source's.
+    #[must_use]
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+}
+
 /// A program to run in a capsule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Command {

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use wrenn_client::{
-    CapsuleId, Client, Command, CreateCapsule, Error, ProcessEvent, PtyCommand, PtyEvent, TerminalSize,
+    CapsuleId, Client, Command, CreateCapsule, CreateSnapshot, Error, ForkCapsule, ProcessEvent, PtyCommand,
+    PtyEvent, TemplateKind, TerminalSize,
 };
 
 const SIZE: TerminalSize = TerminalSize { cols: 100, rows: 30 };
@@ -75,6 +76,106 @@ async fn a_boot_that_fails_ends_the_wait_against_a_stub_server() {
     let patience = std::time::Duration::from_secs(60);
     let result = client.wait_for(CapsuleId::random(), "running".parse().unwrap(), patience).await;
     assert!(matches!(result, Err(Error::Lost { .. })), "{result:?}");
+}
+
+/// A server whose capsule is in these states, one after the other, whatever is asked.
+fn states(states: &'static [&'static str]) -> Router {
+    let next = Arc::new(AtomicUsize::new(0));
+    let answer = move |Path(path): Path<String>| {
+        let at = next.fetch_add(1, Ordering::SeqCst).min(states.len() - 1);
+        let id = path.split('/').next().unwrap().to_owned();
+        async move { Json(capsule(&id, states[at])) }
+    };
+    Router::new().route("/v1/capsules/{*path}", any(answer))
+}
+
+#[tokio::test]
+async fn pauses_and_resumes_are_waited_for_against_a_stub_server() {
+    let id = CapsuleId::random();
+    let client = start(states(&["pausing", "pausing", "paused"])).await;
+    assert_eq!(client.pause_and_wait(id).await.unwrap().status.as_str(), "paused");
+    let client = start(states(&["resuming", "running"])).await;
+    assert_eq!(client.resume_and_wait(id).await.unwrap().status.as_str(), "running");
+    for (failed, call) in [(&["pausing", "running"], "pause"), (&["resuming", "paused"], "resume")] {
+        let client = start(states(failed)).await;
+        let result = match call {
+            "pause" => client.pause_and_wait(id).await,
+            _ => client.resume_and_wait(id).await,
+        };
+        assert!(matches!(result, Err(Error::Lost { .. })), "{call}: {result:?}");
+    }
+}
+
+#[tokio::test]
+async fn forks_are_waited_for_against_a_stub_server() {
+    let id = CapsuleId::random();
+    let fork = |Path(id): Path<String>, Json(body): Json<Value>| async move {
+        assert_eq!(body, json!({"count": 2, "metadata": {"a": "b"}}));
+        let copies = [capsule(&id, "running"), capsule(&id, "starting")];
+        (StatusCode::ACCEPTED, Json(json!({"capsules": copies})))
+    };
+    let look = |Path(id): Path<String>| async move { Json(capsule(&id, "running")) };
+    let router =
+        Router::new().route("/v1/capsules/{id}/fork", post(fork)).route("/v1/capsules/{id}", get(look));
+    let client = start(router).await;
+    let copies = client.fork_and_wait(id, &ForkCapsule::copies(2).label("a", "b")).await.unwrap();
+    assert!(copies.len() == 2 && copies.iter().all(|copy| copy.status.as_str() == "running"));
+}
+
+fn template(name: &str, created_at: &str) -> Value {
+    json!({"name": name, "type": "snapshot", "vcpus": 1, "memory_mb": 512, "size_bytes": 1, "platform": false,
+        "protected": false, "created_at": created_at})
+}
+
+/// A server that takes its time to make template `a`, and then has one of `created_at`.
+fn slow_snapshots(created_at: &'static str) -> Router {
+    let lists = Arc::new(AtomicUsize::new(0));
+    let list = move || {
+        let first = lists.fetch_add(1, Ordering::SeqCst) == 0;
+        let at = if first { "2026-01-02T03:04:05Z" } else { created_at };
+        async move { Json(json!([template("a", at)])) }
+    };
+    let make = |uri: axum::http::Uri, Json(body): Json<Value>| async move {
+        assert_eq!((uri.query(), &body["name"]), (Some("overwrite=true"), &json!("a")));
+        let mut answer = capsule(body["sandbox_id"].as_str().unwrap(), "snapshotting");
+        answer["name"] = json!("a");
+        answer["type"] = json!("snapshot");
+        (StatusCode::ACCEPTED, Json(answer))
+    };
+    states(&["snapshotting", "running"]).route("/v1/snapshots", get(list).post(make))
+}
+
+#[tokio::test]
+async fn a_slow_overwrite_is_told_from_a_failed_one_against_a_stub_server() {
+    let request = CreateSnapshot::new(CapsuleId::random()).name("a").overwrite();
+    let client = start(slow_snapshots("2026-01-02T03:05:00Z")).await;
+    let made = client.create_snapshot_and_wait(&request).await.unwrap();
+    assert_eq!((made.name.as_str(), made.kind), ("a", TemplateKind::Snapshot));
+    let client = start(slow_snapshots("2026-01-02T03:04:05Z")).await;
+    let failed = client.create_snapshot_and_wait(&request).await;
+    assert!(matches!(failed, Err(Error::NotMade { .. })), "{failed:?}");
+}
+
+#[tokio::test]
+async fn templates_are_listed_by_kind_and_deleted_by_name_against_a_stub_server() {
+    let list = |uri: axum::http::Uri| async move {
+        assert_eq!(uri.query(), Some("type=base"));
+        let mut base = template("minimal", "2026-01-02T03:04:05Z");
+        base["type"] = json!("base");
+        base["vcpus"] = Value::Null;
+        Json(json!([base]))
+    };
+    let delete = |Path(name): Path<String>| async move {
+        assert_eq!(name, "a/b");
+        StatusCode::NO_CONTENT
+    };
+    let router = Router::new()
+        .route("/v1/snapshots", get(list))
+        .route("/v1/snapshots/{name}", axum::routing::delete(delete));
+    let client = start(router).await;
+    let found = client.list_templates(Some(TemplateKind::Base)).await.unwrap();
+    assert_eq!((found[0].kind, found[0].vcpus), (TemplateKind::Base, None));
+    client.delete_template("a/b").await.unwrap();
 }
 
 #[tokio::test]
