@@ -4,14 +4,16 @@ mod attach;
 mod cp;
 mod create;
 mod exec;
+mod fork;
 mod list;
 mod logs;
 mod processes;
-mod resolve;
+pub mod resolve;
 mod rm;
 mod shell;
 mod stdin;
 mod terminal;
+mod turn;
 
 use clap::Subcommand;
 
@@ -41,6 +43,13 @@ pub enum CapsuleCommand {
     Ps(processes::PsArgs),
     /// Kill a process of a capsule
     Kill(processes::KillArgs),
+    /// Pause capsules: their memory goes to disk, their processes stand still
+    Pause(turn::TurnArgs),
+    /// Resume paused capsules, processes and all
+    #[command(visible_alias = "unpause")]
+    Resume(turn::TurnArgs),
+    /// Make running copies of a running capsule, memory and processes included
+    Fork(fork::ForkArgs),
     /// Destroy capsules
     #[command(visible_aliases = ["destroy", "remove"])]
     Rm(rm::RmArgs),
@@ -61,6 +70,9 @@ pub async fn run(command: CapsuleCommand, ctx: &Context) -> anyhow::Result<u8> {
         CapsuleCommand::Logs(args) => logs::run(args, ctx).await,
         CapsuleCommand::Ps(args) => processes::list(args, ctx).await,
         CapsuleCommand::Kill(args) => processes::kill(args, ctx).await,
+        CapsuleCommand::Pause(args) => turn::run(turn::Turn::Pause, args, ctx).await,
+        CapsuleCommand::Resume(args) => turn::run(turn::Turn::Resume, args, ctx).await,
+        CapsuleCommand::Fork(args) => fork::run(args, ctx).await,
         CapsuleCommand::Rm(args) => rm::run(args, ctx).await,
     }
 }

@@ -7,6 +7,7 @@ pub mod context;
 pub mod envfile;
 pub mod ops;
 pub mod output;
+pub mod template;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ use crate::ops::keys::KeysCommand;
 use crate::ops::roles::{AgentArgs, ControlArgs};
 use crate::ops::up::UpArgs;
 use crate::output::StdoutClosed;
+use crate::template::TemplateCommand;
 
 /// Run untrusted code in microVMs
 #[derive(Debug, Parser)]
@@ -50,6 +52,9 @@ enum Command {
     /// Create, use and destroy capsules
     #[command(subcommand, visible_alias = "c")]
     Capsule(CapsuleCommand),
+    /// Make, list and delete what capsules are made from
+    #[command(subcommand, visible_alias = "t")]
+    Template(TemplateCommand),
     /// Make, list and revoke API keys, on the machine that runs the platform
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -119,13 +124,18 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Settings(flags) | Command::Doctor(flags) => flags,
         Command::Completion { shell } => return completion::run(*shell, Cli::command()),
-        Command::Capsule(_) | Command::Keys(_) | Command::Down(_) | Command::Status => &no_flags,
+        Command::Capsule(_)
+        | Command::Template(_)
+        | Command::Keys(_)
+        | Command::Down(_)
+        | Command::Status => &no_flags,
     };
     let given = Given { config: cli.global.config.as_deref(), dir: cli.global.dir.as_deref(), flags };
     let context = Context::new(cli.global.clone(), Settings::load(given)?);
     let settings = &context.settings;
     match cli.command {
         Command::Capsule(command) => capsule::run(command, &context).await,
+        Command::Template(command) => template::run(command, &context).await,
         Command::Keys(command) => ops::keys::run(settings, command, context.json).await,
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),

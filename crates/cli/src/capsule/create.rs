@@ -22,7 +22,7 @@ pub struct CreateArgs {
     /// Disk in MiB [default: 5120]
     #[arg(long, value_name = "MIB")]
     disk: Option<u32>,
-    /// Seconds of inactivity after which it ends, at least 60; 0 for never [default: 0]
+    /// Seconds of inactivity after which it is paused, at least 60; 0 for never [default: 0]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
     /// Label; may be given several times

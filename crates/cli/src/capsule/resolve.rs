@@ -44,7 +44,7 @@ pub(super) fn whole(text: &str) -> Option<CapsuleId> {
 }
 
 /// The capsule that `text` names.
-pub(super) async fn one(client: &Client, text: &str) -> anyhow::Result<CapsuleId> {
+pub(crate) async fn one(client: &Client, text: &str) -> anyhow::Result<CapsuleId> {
     match whole(text) {
         Some(id) => Ok(id),
         None => Ok(by_prefix(text, client.list().await?.iter().map(|c| c.id))?),
