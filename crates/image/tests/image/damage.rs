@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use proptest::prelude::*;
-use wrenn_image::{BLOCK_BYTES, Fault, Header, Image, ImageError};
+use wrenn_image::{BLOCK_BYTES, Extent, Fault, FileEntry, Header, Image, ImageError, Source};
 
 use crate::common::{Change, Fixture, overrides, read_all};
 
@@ -188,6 +188,59 @@ fn a_base_modified_after_it_was_found_intact_is_read_again() {
     );
 }
 
+/// Alters the table of a layer, which begins after `data_blocks`, and makes its sums right again.
+fn alter_table(path: &Path, data_blocks: usize, alter: impl FnOnce(&mut Vec<u8>)) {
+    let whole = fs::read(path).unwrap();
+    let (data, rest) = whole.split_at(data_blocks * BLOCK_BYTES);
+    let (table, footer) = rest.split_at(rest.len() - 64);
+    let mut table = table.to_vec();
+    alter(&mut table);
+    let footer = sealed(&[&footer[..56], &crc32c::crc32c(&table).to_le_bytes()[..]].concat());
+    fs::write(path, [data, &table, &footer].concat()).unwrap();
+}
+
+#[test]
+fn layers_that_contradict_themselves_are_refused_even_with_right_checksums() {
+    let refused = |why: &str, alter: fn(&mut Vec<u8>)| {
+        let (fixture, _) = fixture();
+        let layer = fixture.path("layer-0");
+        alter_table(&layer, 3, alter);
+        let error = Image::create(&fixture.path("new"), &fixture.path("base"), &[&layer], false).unwrap_err();
+        assert_eq!(named(&error), layer);
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    // Its ranges are 2 blocks at 2, 2 zeros at 8, 1 block at 35.
+    refused("speaks of 4 blocks", |table| table[8] = 3);
+    refused("out of order", |table| table[16] = 3);
+    refused("out of order", |table| table[12] = 2);
+    refused("out of bounds", |table| table[32] = 40);
+    refused("what its footer implies", |table| table.push(0));
+}
+
+#[test]
+fn a_layer_rewritten_under_its_old_identity_is_not_the_one_that_was_meant() {
+    let (fixture, image) = fixture();
+    let layer = image.layer_paths().remove(0);
+    alter_table(&layer, 3, |table| table[32] = 36);
+    let error = use_all(&fixture).unwrap_err();
+    assert_eq!(named(&error), layer);
+    assert!(error.to_string().contains("changed after"), "{error}");
+}
+
+#[test]
+fn a_map_into_the_index_of_a_layer_is_refused() {
+    // So many sums that a whole block would fit behind the data.
+    let mut fixture = Fixture::new(1200, &[]);
+    fixture.layer(&[change(0, 1100, 1)]);
+    let path = fixture.image().header_path().to_owned();
+    let mut header = Header::parse(&fs::read(&path).unwrap()).unwrap();
+    header.extents[0].source = Source::Layer { layer: 0, offset: 4096 };
+    fs::write(&path, header.encode().unwrap()).unwrap();
+    let error = Image::open(&path).unwrap_err();
+    assert_eq!(named(&error), path);
+    assert!(error.to_string().contains("beyond the data"), "{error}");
+}
+
 /// Ends `body` with its checksum, as a header ends: what hostile hands would do.
 fn sealed(body: &[u8]) -> Vec<u8> {
     let mut bytes = body.to_vec();
@@ -250,21 +303,16 @@ proptest! {
 }
 
 fn whole_header() -> Vec<u8> {
-    let file = |name: &str, length| wrenn_image::FileEntry {
-        id: [7; 16],
-        length,
-        table_crc: 9,
-        name: name.to_owned(),
-    };
-    let layer = |layer, offset| wrenn_image::Source::Layer { layer, offset };
-    let extent = |block, count, source| wrenn_image::Extent { block, count, source };
+    let file = |name: &str, length| FileEntry { id: [7; 16], length, table_crc: 9, name: name.to_owned() };
+    let layer = |layer, offset| Source::Layer { layer, offset };
+    let extent = |block, count, source| Extent { block, count, source };
     let header = Header {
         size_bytes: 100 * 4096,
         base: file("base", 100 * 4096 + 72),
         layers: vec![file("one", 9 * 4096), file("two", 5 * 4096)],
         extents: vec![
             extent(3, 4, layer(0, 0)),
-            extent(7, 1, wrenn_image::Source::Zero),
+            extent(7, 1, Source::Zero),
             extent(8, 2, layer(1, 4096)),
             extent(90, 5, layer(0, 4 * 4096)),
         ],
