@@ -72,9 +72,10 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether a process 1 is asked to leave the machine as it is.
-    pub(crate) fn only_serves() -> bool {
-        std::env::var_os(SERVE_ONLY).is_some_and(|v| v == "1")
+    /// Whether this process is the machine's init, and may change the machine: it is process 1 and was not asked to
+    /// leave things as they are.
+    pub(crate) fn is_init() -> bool {
+        std::process::id() == 1 && std::env::var_os(SERVE_ONLY).is_none_or(|v| v != "1")
     }
 
     fn set(&mut self, flag: &str, value: String) -> Result<(), ConfigError> {

@@ -16,6 +16,7 @@
 mod accounts;
 mod auth;
 mod config;
+mod connections;
 mod error;
 mod filesystem;
 mod http;
@@ -32,7 +33,7 @@ pub use config::Config;
 
 /// Runs the daemon until it is told to stop. As process 1 it does not return: it powers the machine off.
 pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
-    if std::process::id() == 1 && !Config::only_serves() {
+    if Config::is_init() {
         return init::run();
     }
     match Config::parse(arguments) {

@@ -2,11 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Request;
 use axum::Router;
 use connectrpc::{ConnectRpcService, Limits, Router as RpcRouter};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -17,6 +21,7 @@ use wrenn_protocol::process::ProcessExt as _;
 
 use crate::auth;
 use crate::config::Config;
+use crate::connections::{Connections, Peer};
 use crate::filesystem::Files;
 use crate::http;
 use crate::http::bulk::Bulk;
@@ -66,11 +71,14 @@ pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
     let address = SocketAddr::new(config.address, config.port);
     let processes = Arc::new(Processes::new(reaper, settings.clone()));
     let served = runtime.block_on(async {
-        let app = app(settings.clone(), Arc::clone(&processes));
         let listener = listen(address).map_err(|source| ServerError::Listen { address, source })?;
-        announce(&listener, address);
+        let address = listener.local_addr().unwrap_or(address);
+        // Tells whoever started the daemon which port it got.
+        println!("wrenn-guest: listening on {address}");
+        let connections = Connections::new(address.port());
+        let app = app(settings.clone(), Arc::clone(&processes), connections.clone());
         tokio::select! {
-            () = accept(&listener, &app, &settings) => {}
+            () = accept(&listener, &app, &settings, &connections) => {}
             () = told_to_stop() => {}
         }
         Ok(())
@@ -86,29 +94,30 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-/// Tells whoever started the daemon which port it got.
-fn announce(listener: &TcpListener, asked: SocketAddr) {
-    let address = listener.local_addr().unwrap_or(asked);
-    println!("wrenn-guest: listening on {address}");
-}
-
 /// The whole service behind its guard.
-fn app(settings: Settings, processes: Arc<Processes>) -> Router {
+fn app(settings: Settings, processes: Arc<Processes>, connections: Connections) -> Router {
     let files = Arc::new(Files::new(settings.clone()));
     let rpc = files.register(processes.register(RpcRouter::new()));
     let limits = Limits::default().with_max_message_size(MAX_MESSAGE).with_max_request_body_size(MAX_MESSAGE);
-    http::router(settings.clone())
+    http::router(settings.clone(), connections)
         .fallback_service(ConnectRpcService::new(rpc).with_limits(limits))
         .layer(axum::middleware::from_fn_with_state(settings, auth::guard))
 }
 
-async fn accept(listener: &TcpListener, app: &Router, settings: &Settings) {
+async fn accept(listener: &TcpListener, app: &Router, settings: &Settings, connections: &Connections) {
     let builder = builder();
     let bulk = Bulk::new(settings.clone(), IDLE);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
-                tokio::spawn(serve(stream, bulk.clone(), app.clone(), builder.clone()));
+            Ok((stream, peer)) => {
+                let connection = Connection {
+                    peer: Peer(peer),
+                    bulk: bulk.clone(),
+                    app: app.clone(),
+                    builder: builder.clone(),
+                    connections: connections.clone(),
+                };
+                tokio::spawn(connection.serve(stream));
             }
             // Out of descriptors, most likely: those in use will be freed.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -123,16 +132,41 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn serve(stream: TcpStream, bulk: Bulk, app: Router, builder: auto::Builder<TokioExecutor>) {
-    // Output comes in small pieces that somebody waits for.
-    let _ = stream.set_nodelay(true);
-    // Whole files first; whatever else comes, and all that follows it, is for the HTTP library.
-    let Some(stream) = bulk.serve(stream).await else { return };
-    let connection = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app))
-        .into_owned();
-    // A connection that breaks is the client's matter; there is nobody here to tell.
-    let _ = connection.await;
+/// What it takes to serve one connection.
+struct Connection {
+    peer: Peer,
+    bulk: Bulk,
+    app: Router,
+    builder: auto::Builder<TokioExecutor>,
+    connections: Connections,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream) {
+        // Output comes in small pieces that somebody waits for.
+        let _ = stream.set_nodelay(true);
+        let mut closing = pin!(self.connections.closing());
+        // Whole files first; whatever else comes, and all that follows it, is for the HTTP library.
+        let stream = tokio::select! {
+            stream = self.bulk.serve(stream) => stream,
+            // A transfer in progress has a thread of its own, which finishes it and closes the connection.
+            () = &mut closing => None,
+        };
+        let Some(stream) = stream else { return };
+        let (peer, app) = (self.peer, TowerToHyperService::new(self.app));
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            app.call(request)
+        });
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let mut connection = pin!(connection.into_owned());
+        // A connection that breaks is the client's matter; there is nobody here to tell.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = &mut closing => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
 }
 
 async fn told_to_stop() {

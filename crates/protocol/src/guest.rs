@@ -41,6 +41,10 @@ impl SpawnError {
     }
 }
 
+/// Path of the call that the host makes before it takes a snapshot, without a body. File systems are written back, then
+/// it is answered with 204; connections that wait for a request are closed, and others when their call is over.
+pub const PREPARE_PATH: &str = "/prepare";
+
 /// Body of `POST /init`, which the host sends after every boot and every restore. An absent field leaves what was
 /// set before.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -67,6 +71,14 @@ pub struct InitRequest {
     /// Fresh randomness, base64, at least 32 bytes: credited to the kernel's pool, which is then reseeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<String>,
+    /// The machine was restored from a snapshot: whoever the daemon was connected to then is gone, so every connection
+    /// but the one of this request is broken. Processes behind them go on as when a client hangs up.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub restored: bool,
+    /// Bytes that the root disk has, or is about to have: the file system is grown to it in the background. The device
+    /// may take up to five seconds to show that size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// Body of the answer to `POST /init`.

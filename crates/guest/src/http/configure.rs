@@ -1,19 +1,34 @@
-//! `POST /init`: the host tells the guest who and when it is. Sent after every boot and every restore, for a clone
-//! of a snapshot wakes up with another's clock, another's name and another's random numbers.
+//! What the host says to the guest around a snapshot.
+//!
+//! `POST /prepare` comes before it: what processes wrote goes to the disk, and connections that nobody uses are closed.
+//!
+//! `POST /init` comes after every boot and every restore: it tells the guest who and when it is, for a clone wakes up
+//! with another's clock, another's name and another's random numbers. A client waits for it, in a machine that may be
+//! emulated and has run nothing yet: so what is right already is left alone, and nothing here starts a thread or writes
+//! to the disk unless something changed.
+//!
+//! Two things it cannot do. Generators that processes keep in their own memory (a seeded library, a TLS session) go on
+//! with the numbers that every clone has; only those who ask the kernel get new ones. And a process keeps the
+//! environment that it was started with, its capsule's id included.
+//!
+//! A step of the clock disturbs no timer of the daemon: all of them are monotonic, and that clock stood still with the
+//! machine.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
 use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, Timespec};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use wrenn_protocol::guest::{InitRequest, InitResponse};
 
+use crate::connections::{Connections, Peer};
 use crate::error::{Error, Kind, Result};
-use crate::init::identity;
+use crate::init::{disk, identity};
 use crate::settings::Settings;
 
 /// Least randomness that is worth crediting, bytes.
@@ -26,16 +41,42 @@ const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 /// `RNDRESEEDCRNG` of linux/random.h.
 const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 
+/// What the two calls work on.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    pub(super) settings: Settings,
+    pub(super) connections: Connections,
+}
+
+/// Writes everything back and ends idle conversations. The caller may have given up by the time that this is done,
+/// which changes nothing.
+pub(super) async fn prepare(State(machine): State<Machine>) -> Result<StatusCode> {
+    let synced = tokio::task::spawn_blocking(rustix::fs::sync).await;
+    synced.map_err(|error| Error::new(Kind::Internal, format!("the disk was not written back: {error}")))?;
+    machine.connections.close_idle();
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Applies what the request holds; an absent field leaves what was set before.
-pub(super) async fn init(State(settings): State<Settings>, body: Bytes) -> Result<Json<InitResponse>> {
+pub(super) async fn init(
+    State(Machine { settings, connections }): State<Machine>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Result<Json<InitResponse>> {
     let request = parse(&body)?;
     let timestamp = request.timestamp.as_deref().map(parse_time).transpose()?;
     let entropy = request.entropy.as_deref().map(parse_entropy).transpose()?;
+    if let Some(time) = timestamp {
+        step_clock(time)?;
+    }
     if let Some(entropy) = entropy {
         feed_entropy(&entropy)?;
     }
-    if let Some(time) = timestamp {
-        step_clock(time)?;
+    if request.restored {
+        connections.sever_others(peer);
+    }
+    if let Some(bytes) = request.disk_bytes {
+        disk::grow_to(bytes);
     }
     if let Some(name) = &request.hostname {
         identity::set_hostname(name).map_err(|e| Error::invalid(format!("hostname {name:?}: {e}")))?;

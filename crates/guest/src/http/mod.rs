@@ -12,21 +12,25 @@ mod writer;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
+use wrenn_protocol::guest::PREPARE_PATH;
 
 use crate::accounts::User;
 use crate::auth::{self, Signature};
+use crate::connections::Connections;
 use crate::error::{Error, Result};
 use crate::settings::{Settings, Values};
 
 /// The routes.
-pub(crate) fn router(settings: Settings) -> Router {
+pub(crate) fn router(settings: Settings, connections: Connections) -> Router {
+    let machine = configure::Machine { settings: settings.clone(), connections };
     Router::new()
         .route("/health", get(health))
-        .route("/init", axum::routing::post(configure::init))
+        .route("/init", post(configure::init).with_state(machine.clone()))
+        .route(PREPARE_PATH, post(configure::prepare).with_state(machine))
         .route("/metrics", get(metrics::metrics))
         .route("/envs", get(envs))
         .route("/files", get(download::download).post(upload::upload))

@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::fs::StatVfs;
 use rustix::mount::MountFlags;
 
 use super::{InitError, Step, mounts, power};
+use crate::config::Config;
 
 /// The capsule's disk.
 const DEVICE: &str = "/dev/vda";
@@ -17,11 +20,16 @@ const NEW_ROOT: &str = "/newroot";
 const MOVED: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// How long the device may take to appear after its driver was loaded.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to notice that the device has grown.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the kernel tells the device's size, in sectors of 512 bytes.
 const DEVICE_SIZE: &str = "/sys/class/block/vda/size";
 /// `EXT4_IOC_RESIZE_FS` of the kernel's ext4: `_IOW('f', 16, __u64)`.
 const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+
+/// Held while the file system grows.
+static GROWING: Mutex<()> = Mutex::new(());
 
 /// Mounts the disk and carries on with it as `/`.
 pub(super) fn switch_root() -> Result<(), InitError> {
@@ -42,10 +50,10 @@ pub(super) fn switch_root() -> Result<(), InitError> {
 }
 
 fn mount_disk() -> Result<(), InitError> {
-    let end = std::time::Instant::now() + PATIENCE;
+    let end = Instant::now() + PATIENCE;
     loop {
         match rustix::mount::mount(DEVICE, NEW_ROOT, "ext4", MountFlags::NOATIME, None) {
-            Err(errno) if device_is_missing(errno) && std::time::Instant::now() < end => {
+            Err(errno) if device_is_missing(errno) && Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             result => return result.step(format!("mount {DEVICE}")),
@@ -57,11 +65,20 @@ fn device_is_missing(errno: rustix::io::Errno) -> bool {
     matches!(errno, rustix::io::Errno::NOENT | rustix::io::Errno::NXIO)
 }
 
-/// Grows the file system while the daemon serves already: ext4 does this while it is used.
-pub(super) fn grow_in_background() {
+/// Grows the file system to a disk that has `bytes`, or will have them in a moment. Where there is nothing to do, as
+/// after most restores, this is one system call.
+pub(crate) fn grow_to(bytes: u64) {
+    if Config::is_init() && !rustix::fs::statvfs("/").is_ok_and(|filesystem| fills(&filesystem, bytes)) {
+        grow_in_background(bytes);
+    }
+}
+
+/// Grows the file system while the daemon serves already: ext4 does this while it is used. Waits for the device to have
+/// at least `least` bytes.
+pub(super) fn grow_in_background(least: u64) {
     // Without a thread the disk stays as large as the template's, and the console says so.
-    let spawned = std::thread::Builder::new().name("grow".into()).spawn(|| {
-        if let Err(error) = grow() {
+    let spawned = std::thread::Builder::new().name("grow".into()).spawn(move || {
+        if let Err(error) = wait_for_size(least).and_then(|()| grow()) {
             power::say(&format!("the file system was not grown to its disk: {error}"));
         }
     });
@@ -70,13 +87,32 @@ pub(super) fn grow_in_background() {
     }
 }
 
+/// Until the kernel has heard of the device's new size, from an interrupt that comes when it comes.
+fn wait_for_size(least: u64) -> io::Result<()> {
+    let end = Instant::now() + RESIZE_PATIENCE;
+    while device_size()? < least {
+        if Instant::now() >= end {
+            return Err(io::Error::other(format!("{DEVICE} still has less than {least} bytes")));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Whether the file system takes all of a device of `bytes`. It counts without its own tables (an inode takes 256 bytes
+/// of every 16 KiB), so a little less is no reason to act.
+fn fills(filesystem: &StatVfs, bytes: u64) -> bool {
+    bytes / filesystem.f_bsize <= filesystem.f_blocks + filesystem.f_blocks / 16
+}
+
 fn grow() -> io::Result<()> {
-    let filesystem = rustix::fs::statvfs("/")?;
-    let blocks = device_size()? / filesystem.f_bsize;
-    // The file system counts without its own tables (an inode takes 256 bytes of every 16 KiB), so a little less is no reason to act.
-    if blocks <= filesystem.f_blocks + filesystem.f_blocks / 16 {
+    // The kernel refuses a second one meanwhile, and one may have begun before the machine was snapshot.
+    let _one_at_a_time = GROWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (filesystem, bytes) = (rustix::fs::statvfs("/")?, device_size()?);
+    if fills(&filesystem, bytes) {
         return Ok(());
     }
+    let blocks = bytes / filesystem.f_bsize;
     let root = File::open("/")?;
     // SAFETY: the call reads one 64-bit number of blocks through the pointer.
     let result = unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };

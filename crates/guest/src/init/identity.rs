@@ -3,6 +3,11 @@
 use std::io;
 use std::path::Path;
 
+use crate::config::Config;
+
+/// The file that gives names to addresses.
+const HOSTS: &str = "/etc/hosts";
+
 /// The host's end of the capsule's link, which forwards name queries.
 const NAME_SERVER: &str = "169.254.0.22";
 
@@ -17,11 +22,13 @@ const MAX_HOSTNAME: usize = 64;
 pub(super) fn write_files() {
     let _ = std::fs::create_dir_all("/etc");
     let _ = replace("/etc/resolv.conf", &format!("nameserver {NAME_SERVER}\n"));
+    let _ = replace(HOSTS, &hosts(DEFAULT_HOSTNAME));
     let _ = set_hostname(DEFAULT_HOSTNAME);
 }
 
-/// Names the machine, in the kernel and in `/etc/hosts`. Outside a capsule only the machine's init may do this, so
-/// the files stay as they are.
+/// Names the machine, in the kernel and in the files of `/etc`; where these cannot be written, as in
+/// [`write_files`]. A machine that has that name already is left alone: one that is restored as itself neither waits
+/// for its disk nor dirties it. Outside a capsule only the machine's init may write the files, so they stay as they are.
 pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     let fit = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.');
     if name.is_empty() || name.len() > MAX_HOSTNAME || !name.bytes().all(fit) {
@@ -30,22 +37,40 @@ pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
             format!("a host name has 1 to {MAX_HOSTNAME} letters, digits, dots and hyphens"),
         ));
     }
+    let uname = rustix::system::uname();
+    let old = uname.nodename().to_string_lossy();
+    if old == name {
+        return Ok(());
+    }
     rustix::system::sethostname(name.as_bytes())?;
-    if std::process::id() == 1 && !crate::config::Config::only_serves() {
-        replace("/etc/hostname", &format!("{name}\n"))?;
-        replace("/etc/hosts", &hosts(name))?;
+    if Config::is_init() {
+        let _ = replace("/etc/hostname", &format!("{name}\n"));
+        let _ = replace(HOSTS, &renamed(std::fs::read_to_string(HOSTS).ok(), &old, name));
     }
     Ok(())
 }
 
 fn hosts(name: &str) -> String {
-    format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    let own = own_line(name);
+    format!("127.0.0.1\tlocalhost\n{own}::1\tlocalhost ip6-localhost ip6-loopback\n")
+}
+
+fn own_line(name: &str) -> String {
+    format!("127.0.1.1\t{name}\n")
+}
+
+/// The hosts file under another name. What was written there besides since stays, also in a clone.
+fn renamed(hosts_file: Option<String>, old: &str, new: &str) -> String {
+    hosts_file.map_or_else(|| hosts(new), |text| text.replacen(&own_line(old), &own_line(new), 1))
 }
 
 /// Writes a file whatever stands in its place: often a link into a directory that only a running system would have.
+/// One that has the content already is not touched.
 fn replace(path: &str, content: &str) -> io::Result<()> {
     if Path::new(path).is_symlink() {
         std::fs::remove_file(path)?;
+    } else if std::fs::read(path).is_ok_and(|present| present == content.as_bytes()) {
+        return Ok(());
     }
     std::fs::write(path, content)
 }
@@ -59,6 +84,28 @@ mod tests {
         for bad in ["", "a b", "a\nb", &"x".repeat(65), "naïve"] {
             assert_eq!(set_hostname(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
+    }
+
+    #[test]
+    fn a_renamed_machine_keeps_what_was_added_to_its_hosts() {
+        let before = format!("{}10.0.0.1\tdb\n", hosts("one"));
+        assert_eq!(renamed(Some(before), "one", "two"), format!("{}10.0.0.1\tdb\n", hosts("two")));
+        assert_eq!(renamed(Some("own\n".into()), "one", "two"), "own\n");
+        assert_eq!(renamed(None, "one", "two"), hosts("two"));
+    }
+
+    #[test]
+    fn a_file_that_is_right_already_is_not_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let changed = || path.metadata().unwrap().modified().unwrap();
+        replace(path.to_str().unwrap(), "same").unwrap();
+        let before = changed();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        replace(path.to_str().unwrap(), "same").unwrap();
+        assert_eq!(changed(), before);
+        replace(path.to_str().unwrap(), "other").unwrap();
+        assert_ne!(changed(), before);
     }
 
     #[test]

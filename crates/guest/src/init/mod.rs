@@ -5,7 +5,7 @@
 //! directory to mount on) is made. An error on the way ends the machine with a line on the console, because a capsule
 //! that answers only halfway is worse than one that is seen to have failed.
 
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod identity;
 mod modules;
 mod mounts;
@@ -69,6 +69,6 @@ fn set_up() -> Result<(), InitError> {
     network::bring_up()?;
     identity::write_files();
     raise_priority();
-    disk::grow_in_background();
+    disk::grow_in_background(0);
     Ok(())
 }
