@@ -29,8 +29,8 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Moves that one report may lead to, and looks at a row that others change at the same time.
 const MOVES: usize = 4;
 
-/// How the reason of a host begins that could not pause a capsule whose time-out had passed.
-const PAUSE_FAILED: &str = "pause_failed";
+/// How the reason of a host begins that removed a capsule because its time-out had passed and it could not be paused.
+const TIMED_OUT: [&str; 2] = ["ttl_expired", "pause_failed"];
 
 /// Follows a host for as long as it is polled.
 pub(super) async fn watch(app: App, host: HostId, transport: HostTransport) {
@@ -81,7 +81,9 @@ impl Report {
             CapsulePhase::CAPSULE_PHASE_PAUSED => present(Phase::Paused),
             CapsulePhase::CAPSULE_PHASE_RESUMING => present(Phase::Resuming),
             CapsulePhase::CAPSULE_PHASE_STOPPING => present(Phase::Stopping),
-            CapsulePhase::CAPSULE_PHASE_STOPPED if capsule.reason.starts_with(PAUSE_FAILED) => {
+            CapsulePhase::CAPSULE_PHASE_STOPPED
+                if TIMED_OUT.iter().any(|why| capsule.reason.starts_with(why)) =>
+            {
                 Sight::Ended(End::TimedOut)
             }
             CapsulePhase::CAPSULE_PHASE_STOPPED => Sight::Ended(End::Other),

@@ -37,7 +37,7 @@ async fn a_capsule_whose_time_out_ends_it_is_stopped_fake_agent() {
     let id = server.capsule().await;
     agent.change(&id, PAUSING, "ttl_expired");
     server.wait_status(&id, "pausing").await;
-    agent.lose(&id, "pause_failed: no space");
+    agent.lose(&id, "ttl_expired: no space");
     server.wait_status(&id, "stopped").await;
     let lost = server.capsule().await;
     agent.change(&lost, PAUSING, "ttl_expired");

@@ -269,3 +269,20 @@ async fn a_message_that_is_too_long_is_refused_in_words_and_with_1009_fake_agent
     socket.say(json!({"type": "stop"})).await;
     assert_eq!(socket.text().await, json!({"type": "exit", "exit_code": -1}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_capsule_refuses_every_stream_in_words_fake_agent() {
+    let (server, _agent) = Server::with_agent(PATIENCE).await;
+    let id = server.capsule().await;
+    assert_eq!(server.act(&id, "pause").await.0, 200);
+    for route in ["exec/stream", "processes/1/stream", "pty"] {
+        let path = format!("/v1/capsules/{id}/{route}");
+        let mut socket = Socket::open(&server, &path, Some(&server.key)).await;
+        if !route.starts_with("processes") {
+            socket.say(json!({"type": "start", "cmd": "echo"})).await;
+        }
+        let error = socket.text().await;
+        assert_eq!(error["type"], "error", "{route}: {error}");
+        assert!(error["data"].as_str().unwrap().contains("paused"), "{route}: {error}");
+    }
+}
