@@ -43,7 +43,8 @@ pub const POINTS: &[&str] = &[
 pub(crate) fn point(name: &'static str) {
     debug_assert!(POINTS.contains(&name), "{name} is not in the list of points");
     if std::env::var("WRENN_FAULT").is_ok_and(|wanted| wanted == name) {
-        let _never_returns = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _never_returns =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

@@ -148,7 +148,9 @@ fn refusal(error: &CapsuleError) -> ConnectError {
     match error {
         CapsuleError::Unknown(_) => ConnectError::not_found(message),
         CapsuleError::Stopping(_) => ConnectError::aborted(message),
-        CapsuleError::Template { .. } | CapsuleError::Phase { .. } => ConnectError::failed_precondition(message),
+        CapsuleError::Template { .. } | CapsuleError::Phase { .. } => {
+            ConnectError::failed_precondition(message)
+        }
         CapsuleError::TemplateExists { .. } => ConnectError::already_exists(message),
         CapsuleError::DiskTooSmall { .. } => ConnectError::invalid_argument(message),
         _ => ConnectError::internal(message),

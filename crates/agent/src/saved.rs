@@ -32,7 +32,9 @@ pub enum SavedError {
         what: String,
     },
     /// It was saved by another kind of machine.
-    #[error("it was saved on {saved} and this host runs {here}: resume it on such a host, or put that version back")]
+    #[error(
+        "it was saved on {saved} and this host runs {here}: resume it on such a host, or put that version back"
+    )]
     Unfit {
         /// Where it was saved.
         saved: String,

@@ -126,7 +126,7 @@ impl Templates {
     ///
     /// # Errors
     /// Where something does not go, or the template is a base image.
-    pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
         let dir = self.dir(path);
         let description = dir.join(SNAPSHOT_FILE);
         match fs::remove_file(&description) {

@@ -1,107 +1,20 @@
 //! Capsules from their first file to their last, with real VMs and without a control plane.
 
 #![expect(clippy::unwrap_used, reason = "a failed step of a test's set-up fails the test")]
+#![expect(dead_code, reason = "the tests of one file do not need all of the host")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tempfile::TempDir;
-use wrenn_agent::config::AgentConfig;
-use wrenn_agent::environment::Environment;
+use common::{Host, is_alive, spec};
 use wrenn_agent::error::CapsuleError;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::{CapsuleSpec, Phase};
 use wrenn_agent::recovery::{self, Recovered};
-use wrenn_core::{CapsuleId, Shape};
-use wrenn_vmm::AcceleratorChoice;
-
-/// A data directory of its own, over the base images that all tests share.
-struct Host {
-    dir: TempDir,
-}
-
-impl Host {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn config(&self) -> AgentConfig {
-        let unused = "127.0.0.1:1".parse().unwrap();
-        AgentConfig {
-            dir: self.dir.path().to_owned(),
-            listen: unused,
-            advertise: unused,
-            control_url: String::new(),
-            registration_token: None,
-            accelerator: AcceleratorChoice::Auto,
-            allow_private_networks: false,
-            uid_base: 1_900_000_000,
-            boot_timeout: Duration::from_secs(180),
-            image_cache: Some(image_cache()),
-            debian_mirror: None,
-        }
-    }
-
-    async fn environment(&self) -> Environment {
-        wrenn_agent::open(self.config()).await.unwrap()
-    }
-
-    async fn manager(&self) -> Manager {
-        Manager::new(Arc::new(self.environment().await))
-    }
-
-    /// What a capsule still holds on this machine: its directory, claims of this data directory, cgroups.
-    fn remains(&self) -> Vec<PathBuf> {
-        let own = self.dir.path().to_str().unwrap();
-        let claims = entries(Path::new("/run/wrenn/slots"))
-            .into_iter()
-            .filter(|claim| std::fs::read_to_string(claim).is_ok_and(|text| text.contains(own)));
-        let installation = std::fs::read_to_string(self.dir.path().join("installation-id")).unwrap();
-        let cgroups = wrenn_vmm::cgroup::root()
-            .map(|root| entries(&root.join(format!("wrenn-{}", installation.trim()))))
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|path| path.is_dir());
-        entries(&self.dir.path().join("capsules")).into_iter().chain(claims).chain(cgroups).collect()
-    }
-
-    /// Ends what this test started, whatever became of it.
-    async fn clean_up(self) {
-        wrenn_agent::remains::remove_all(&self.config()).await.unwrap();
-        assert_eq!(self.remains(), Vec::<PathBuf>::new());
-    }
-}
-
-fn image_cache() -> PathBuf {
-    std::env::var_os("WRENN_IMAGE_CACHE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/wrenn-images"),
-        PathBuf::from,
-    )
-}
-
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    let Ok(found) = std::fs::read_dir(dir) else { return Vec::new() };
-    found.filter_map(|entry| Some(entry.ok()?.path())).collect()
-}
-
-fn spec(timeout_sec: u32) -> CapsuleSpec {
-    let nil = uuid::Uuid::nil().to_string();
-    CapsuleSpec {
-        id: CapsuleId::random(),
-        template_path: Path::new(&nil).join(&nil),
-        template_name: "minimal".to_owned(),
-        shape: Shape { vcpus: 1, memory_mb: 256, disk_mb: 2048 },
-        timeout_sec,
-        default_user: String::new(),
-        default_env: BTreeMap::new(),
-    }
-}
-
-fn is_alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
-}
+use wrenn_core::Shape;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capsule_outlives_its_agent_and_leaves_nothing_when_it_is_destroyed() {
@@ -118,7 +31,7 @@ async fn a_capsule_outlives_its_agent_and_leaves_nothing_when_it_is_destroyed() 
 
     let second = host.manager().await;
     let recovered = recovery::recover(&second).await.unwrap();
-    assert_eq!(recovered, Recovered { adopted: 1, removed: 0 });
+    assert_eq!(recovered, Recovered { adopted: 1, paused: 0, removed: 0 });
     let adopted = second.get(capsule.id()).unwrap();
     assert!(adopted.state().generation > state.generation, "a take-over is a newer report");
     adopted.endpoint().unwrap().wait_until_healthy().await;
@@ -147,7 +60,7 @@ async fn what_cannot_be_taken_over_is_removed() {
 
     let second = host.manager().await;
     let recovered = recovery::recover(&second).await.unwrap();
-    assert_eq!(recovered, Recovered { adopted: 0, removed: 1 });
+    assert_eq!(recovered, Recovered { adopted: 0, paused: 0, removed: 1 });
     assert_eq!(host.remains(), Vec::<PathBuf>::new());
     host.clean_up().await;
 }
@@ -189,20 +102,6 @@ async fn a_destroy_cancels_a_boot_at_any_moment() {
         assert!(matches!(&*failure, CapsuleError::Stopping(_)), "{failure:?}");
         assert_eq!(host.remains(), Vec::<PathBuf>::new(), "after {millis} ms");
     }
-    host.clean_up().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_idle_capsule_ends_when_its_clock_runs_out() {
-    let host = Host::new();
-    let manager = host.manager().await;
-    let capsule = manager.create(spec(3));
-    capsule.booted().await.unwrap();
-    let mut watch = capsule.watch();
-    let stopped = watch.wait_for(|state| state.phase == Phase::Stopped).await.unwrap().clone();
-    assert_eq!(stopped.reason, "ttl_expired");
-    assert!(manager.all().is_empty());
-    assert_eq!(host.remains(), Vec::<PathBuf>::new());
     host.clean_up().await;
 }
 

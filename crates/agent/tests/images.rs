@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use wrenn_agent::images::{self, BaseImages, ImageConfig, ImageError, Template};
 use wrenn_disk::{Qcow2Disks, RootDisks, allocated_bytes};
 use wrenn_vmm::qemu::{CONSOLE, Qemu};
-use wrenn_vmm::{Accelerator, AcceleratorChoice, ExitReason, LaunchSpec, Machine, Vmm};
+use wrenn_vmm::{Accelerator, AcceleratorChoice, DiskFiles, ExitReason, LaunchSpec, Machine, Start, Vmm};
 
 /// Catches a hang; nothing here is timed.
 const LONG: Duration = Duration::from_secs(180);
@@ -127,8 +127,7 @@ impl Guest {
         let (netns, tap) = std::thread::spawn(network).join().unwrap();
         let dir = data.path().join("capsules/one");
         fs::create_dir_all(&dir).unwrap();
-        let disk =
-            Qcow2Disks::default().create(&dir.join("disk.qcow2"), &made.template.disk, 5120).await.unwrap();
+        let disk = Qcow2Disks::default().create(&dir, &made.template.disk, 5120).await.unwrap();
         let initrd = data.path().join("initrd");
         let initrd = initramfs.map_or(made.kernel.initramfs.clone(), |bytes| {
             fs::write(&initrd, bytes).unwrap();
@@ -140,12 +139,12 @@ impl Guest {
             id: "cl-images".into(),
             vcpus,
             memory_mb: 512,
-            kernel: made.kernel.kernel,
-            initrd,
-            cmdline: made.kernel.cmdline,
-            disk: disk.overlay,
-            disk_base: disk.base,
-            memory_file: dir.join("memory"),
+            start: Start::Boot {
+                kernel: made.kernel.kernel,
+                initrd,
+                cmdline: made.kernel.cmdline,
+                memory: dir.join("memory"),
+            },
             dir: dir.clone(),
             netns: path.clone(),
             tap,
@@ -156,6 +155,8 @@ impl Guest {
             tb_size_mb: 64,
         };
         let machine = Qemu::detect(None).await.unwrap().launch(spec).await.unwrap();
+        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await.unwrap();
+        machine.cont().await.unwrap();
         Self { machine, netns: path, dir, _netns: netns, _data: data }
     }
 

@@ -23,7 +23,9 @@ pub enum VmmError {
         said: String,
     },
     /// A VMM that cannot do what it is needed for.
-    #[error("{binary:?} has version {found}, and snapshots need {needed} or newer: install a newer QEMU (Debian 12 has one in bookworm-backports)")]
+    #[error(
+        "{binary:?} has version {found}, and snapshots need {needed} or newer: install a newer QEMU (Debian 12 has one in bookworm-backports)"
+    )]
     TooOld {
         /// The binary.
         binary: PathBuf,
@@ -96,7 +98,9 @@ pub enum VmmError {
         pid: u32,
     },
     /// A snapshot of another size.
-    #[error("the snapshot has {image} bytes of memory and the machine {machine}: restore it with the memory it was made with")]
+    #[error(
+        "the snapshot has {image} bytes of memory and the machine {machine}: restore it with the memory it was made with"
+    )]
     MemorySize {
         /// Bytes of the snapshot.
         image: u64,

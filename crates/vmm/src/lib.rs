@@ -27,6 +27,7 @@ mod socket;
 pub use accel::{Accelerator, AcceleratorChoice};
 pub use error::VmmError;
 pub use machine::{
-    DiskFiles, ExitReason, FileKey, LaunchSpec, Machine, MachineRecord, MemorySaved, MemoryTarget, RunState, Start, Vmm,
+    DiskFiles, ExitReason, FileKey, LaunchSpec, Machine, MachineRecord, MemorySaved, MemoryTarget, RunState,
+    Start, Vmm,
 };
 pub use process::boot_id;

@@ -216,11 +216,7 @@ impl Qmp {
 }
 
 /// Writes the first bytes of a command together with a descriptor, and says how many they were.
-async fn send_with(
-    socket: &UnixStream,
-    bytes: &[u8],
-    fd: BorrowedFd<'_>,
-) -> std::io::Result<usize> {
+async fn send_with(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> std::io::Result<usize> {
     socket
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

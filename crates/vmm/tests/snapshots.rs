@@ -145,6 +145,9 @@ async fn a_new_layer_takes_the_writes_of_a_stopped_machine() {
     assert_eq!(machine.disk_top().await.unwrap(), "disk-2");
     machine.resize_disk(32 << 20).await.unwrap();
     machine.cont().await.unwrap();
+    let mut check = std::process::Command::new("qemu-img");
+    check.args(["check", "-q", "-f", "qcow2"]).arg(bench.path("disk-1.qcow2"));
+    assert!(check.status().unwrap().success(), "the frozen layer is free for others");
     let missing = machine.push_disk(&bench.path("disk-3.qcow2")).await.unwrap_err();
     assert!(matches!(missing, VmmError::Io { .. }), "{missing}");
     assert_eq!(machine.disk_top().await.unwrap(), "disk-2");

@@ -92,8 +92,7 @@ impl Actor {
         self.make_directory()?;
         self.save();
         self.take_slot().await?;
-        let disk =
-            self.env.disks.create(&self.dir, &template.disk, self.record.spec.shape.disk_mb).await?;
+        let disk = self.env.disks.create(&self.dir, &template.disk, self.record.spec.shape.disk_mb).await?;
         self.record.disk = Some(disk.top_name().to_owned());
         let kernel = &self.env.kernel;
         let start = Start::Boot {

@@ -26,8 +26,8 @@ mod snapshot;
 mod tidy;
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};

@@ -180,6 +180,8 @@ fn finish(
     let saved = Saved::describe(&image, devices, disk, about)?;
     Saved::remove_others(Some(&saved), &dir)?;
     let files = image.files();
-    files::sync(files.iter().map(PathBuf::as_path).chain(disk.files().map(PathBuf::as_path)).chain([devices]))?;
+    files::sync(
+        files.iter().map(PathBuf::as_path).chain(disk.files().map(PathBuf::as_path)).chain([devices]),
+    )?;
     Ok(saved)
 }

@@ -12,14 +12,14 @@
 //! *and* its memory there, and those who write such a snapshot make both durable; a running machine is lost anyway, and
 //! every `fsync` in it would wait for the host's disk for nothing.
 
-use std::fs::OpenOptions;
-use std::os::fd::AsFd;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use crate::{DiskFiles, VmmError};
 
 /// The node that the guest's disk is bound to, for good.
@@ -43,12 +43,12 @@ pub(super) fn root(below: &str) -> Value {
 /// Builds the disk's nodes and puts them below the root.
 pub(super) async fn attach(qmp: &Qmp, disk: DiskFiles<'_>) -> Result<(), VmmError> {
     let base = node_name(disk.base)?;
-    let file = open(qmp, disk.base, Access::Read).await?;
-    let node = json!({ "driver": "raw", "node-name": base, "read-only": true, "file": file });
-    qmp.execute("blockdev-add", node).await?;
+    add(qmp, disk.base, Access::Read, json!({ "driver": "raw", "node-name": base })).await?;
     let mut below = base;
-    for layer in disk.layers {
-        below = add_layer(qmp, layer, json!(below)).await?;
+    for (index, layer) in disk.layers.iter().enumerate() {
+        // Others may have the lower ones open too, and QEMU locks what it can write to.
+        let access = if index + 1 == disk.layers.len() { Access::Write } else { Access::Read };
+        below = add_layer(qmp, layer, json!(below), access).await?;
     }
     qmp.execute("blockdev-reopen", json!({ "options": [root(&below)] })).await?;
     qmp.execute("blockdev-del", json!({ "node-name": NOTHING })).await?;
@@ -58,7 +58,7 @@ pub(super) async fn attach(qmp: &Qmp, disk: DiskFiles<'_>) -> Result<(), VmmErro
 /// Puts a new layer over what is on top.
 pub(super) async fn push(qmp: &Qmp, layer: &Path) -> Result<(), VmmError> {
     let old = top(qmp).await?;
-    let new = add_layer(qmp, layer, Value::Null).await?;
+    let new = add_layer(qmp, layer, Value::Null, Access::Write).await?;
     let switched = qmp.execute("blockdev-snapshot", json!({ "node": old, "overlay": new })).await;
     if let Err(error) = switched {
         // Not in use: the disk stays as it was.
@@ -104,14 +104,12 @@ pub(super) async fn resize(qmp: &Qmp, bytes: u64) -> Result<(), VmmError> {
     Ok(())
 }
 
-async fn add_layer(qmp: &Qmp, path: &Path, below: Value) -> Result<String, VmmError> {
+async fn add_layer(qmp: &Qmp, path: &Path, below: Value, access: Access) -> Result<String, VmmError> {
     let name = node_name(path)?;
-    let file = open(qmp, path, Access::Write).await?;
     let node = json!({
-        "driver": "qcow2", "node-name": name, "file": file, "backing": below, "discard": "unmap",
-        "cache": { "no-flush": true },
+        "driver": "qcow2", "node-name": name, "backing": below, "discard": "unmap", "cache": { "no-flush": true },
     });
-    qmp.execute("blockdev-add", node).await?;
+    add(qmp, path, access, node).await?;
     Ok(name)
 }
 
@@ -137,33 +135,58 @@ enum Access {
     Write,
 }
 
-/// Hands a file over, and describes the node that reads it.
-async fn open(qmp: &Qmp, path: &Path, access: Access) -> Result<Value, VmmError> {
-    let write = access == Access::Write;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(write)
-        .open(path)
-        .map_err(|source| VmmError::io("open", path, source))?;
-    let set = hand_over(qmp, file.as_fd()).await?;
-    Ok(if write {
-        json!({ "driver": "file", "filename": set, "discard": "unmap", "cache": { "no-flush": true } })
+/// Adds the node of a file, handed over as descriptors, with `format` over it.
+///
+/// QEMU locks what it can write to, for as long as any descriptor of that opening is there. When another layer is put on
+/// top it opens this one anew for reading only, with the second descriptor, and lets go of the first; so the set must not
+/// hold on to that.
+async fn add(qmp: &Qmp, path: &Path, access: Access, mut format: Value) -> Result<(), VmmError> {
+    let io = |source| VmmError::io("open", path, source);
+    let reading = hand_over(qmp, File::open(path).map_err(io)?.as_fd(), None).await?;
+    let mut file = json!({ "driver": "file", "filename": reading.file_name() });
+    let mut writing = None;
+    if access == Access::Write {
+        let opened = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+        writing = Some(hand_over(qmp, opened.as_fd(), Some(reading)).await?);
+        file["discard"] = json!("unmap");
+        file["cache"] = json!({ "no-flush": true });
     } else {
-        json!({ "driver": "file", "filename": set, "read-only": true })
-    })
+        file["read-only"] = json!(true);
+        format["read-only"] = json!(true);
+    }
+    format["file"] = file;
+    qmp.execute("blockdev-add", format).await?;
+    if let Some(HandedOver { set, fd }) = writing {
+        qmp.execute("remove-fd", json!({ "fdset-id": set, "fd": fd })).await?;
+    }
+    Ok(())
 }
 
-/// Gives QEMU a descriptor, and says under which file name it opens it. QEMU forgets the descriptor with its last user.
-pub(super) async fn hand_over(qmp: &Qmp, fd: std::os::fd::BorrowedFd<'_>) -> Result<String, VmmError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "kebab-case")]
-    struct Added {
-        fdset_id: u64,
+/// A descriptor that QEMU has, in a set with others of the same file. It forgets a set with its last user.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct HandedOver {
+    #[serde(rename = "fdset-id")]
+    set: u64,
+    fd: u64,
+}
+
+impl HandedOver {
+    /// The file name under which QEMU opens one of the set, the one that is open for the same purpose.
+    pub(super) fn file_name(self) -> String {
+        format!("/dev/fdset/{}", self.set)
     }
-    let answer = qmp.execute_with("add-fd", Value::Null, fd).await?;
-    let added: Added = serde_json::from_value(answer)
-        .map_err(|source| crate::qmp::QmpError::Answer { command: "add-fd".to_owned(), source })?;
-    Ok(format!("/dev/fdset/{}", added.fdset_id))
+}
+
+/// Gives QEMU a descriptor, in a new set or beside another.
+pub(super) async fn hand_over(
+    qmp: &Qmp,
+    fd: BorrowedFd<'_>,
+    beside: Option<HandedOver>,
+) -> Result<HandedOver, VmmError> {
+    let arguments = beside.map_or(Value::Null, |other| json!({ "fdset-id": other.set }));
+    let answer = qmp.execute_with("add-fd", arguments, fd).await?;
+    serde_json::from_value(answer)
+        .map_err(|source| QmpError::Answer { command: "add-fd".to_owned(), source }.into())
 }
 
 #[cfg(test)]

@@ -196,7 +196,10 @@ mod tests {
     #[test]
     fn a_snapshot_needs_no_kernel_and_waits_for_its_state() {
         let text = line_of(Version(10, 0), &spec(1, Accelerator::Tcg), None);
-        assert!(!text.contains("-kernel") && text.ends_with("-S -global migration.send-configuration=off -incoming defer"));
+        assert!(
+            !text.contains("-kernel")
+                && text.ends_with("-S -global migration.send-configuration=off -incoming defer")
+        );
         assert!(line(Version(10, 0), &spec(1, Accelerator::Tcg)).ends_with("-S"));
     }
 }

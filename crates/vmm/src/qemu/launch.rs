@@ -190,9 +190,7 @@ fn check(spec: &LaunchSpec) -> Result<(), VmmError> {
         let problem = match std::fs::metadata(path) {
             Err(error) => Some(error.to_string()),
             Ok(_) if !path.is_absolute() => Some("it must be an absolute path".to_owned()),
-            Ok(meta)
-                if what == "the initial file system" && !meta.len().is_multiple_of(INITRD_ALIGNMENT) =>
-            {
+            Ok(meta) if what == "the initial file system" && !meta.len().is_multiple_of(INITRD_ALIGNMENT) => {
                 Some(format!("its length must be a multiple of {INITRD_ALIGNMENT} bytes: pad it with zeros"))
             }
             Ok(_) => None,

@@ -197,8 +197,10 @@ impl Machine for QemuMachine {
             .mode(0o600)
             .open(path)
             .map_err(|source| VmmError::io("make", path, source))?;
-        let set = blocks::hand_over(&self.qmp, file.as_fd()).await?;
-        self.qmp.execute("xen-save-devices-state", json!({ "filename": set, "live": false })).await?;
+        let file = blocks::hand_over(&self.qmp, file.as_fd(), None).await?;
+        self.qmp
+            .execute("xen-save-devices-state", json!({ "filename": file.file_name(), "live": false }))
+            .await?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use wrenn_image::{BLOCK_BYTES, BaseWriter, Cursor, Image, LayerWriter, Piece};
+use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, LayerWriter, Piece};
 
 use crate::machine::FileKey;
 use crate::{MemorySaved, MemoryTarget, VmmError};
@@ -134,11 +134,13 @@ impl GuestMemory {
         let zeros = vec![0; BATCH_BYTES];
         image.read_overrides(|block, piece| match piece {
             Piece::Data(bytes) => self.write(block, bytes).map_err(|source| self.error("write", source)),
-            Piece::Zero(count) => (block..block + count).step_by(BATCH_BYTES / BLOCK_BYTES).try_for_each(|at| {
-                let blocks = (block + count - at).min(BATCH);
-                let bytes = usize::try_from(blocks * BLOCK).unwrap_or(BATCH_BYTES);
-                self.write(at, &zeros[..bytes]).map_err(|source| self.error("write", source))
-            }),
+            Piece::Zero(count) => {
+                (block..block + count).step_by(BATCH_BYTES / BLOCK_BYTES).try_for_each(|at| {
+                    let blocks = (block + count - at).min(BATCH);
+                    let bytes = usize::try_from(blocks * BLOCK).unwrap_or(BATCH_BYTES);
+                    self.write(at, &zeros[..bytes]).map_err(|source| self.error("write", source))
+                })
+            }
         })
     }
 
@@ -155,7 +157,7 @@ impl GuestMemory {
             MemoryTarget::Layer { path, parent } => {
                 let mut writer = LayerWriter::create(path, self.blocks() * BLOCK)?;
                 let mut cursor = parent.cursor();
-                self.visit(&dirty, |block, bytes| write_changed(&mut writer, &mut cursor, block, bytes))?;
+                self.visit(&dirty, |block, bytes| Ok(writer.write_changed(&mut cursor, block, bytes)?))?;
                 writer.finish(false)?
             }
         };
@@ -187,43 +189,6 @@ impl GuestMemory {
     fn error(&self, action: &'static str, source: io::Error) -> VmmError {
         VmmError::io(action, Path::new(&format!("/proc/{}/mem", self.pid)), source)
     }
-}
-
-/// Writes those blocks of a run that the parent image does not have as they are.
-fn write_changed(
-    writer: &mut LayerWriter,
-    parent: &mut Cursor<'_>,
-    block: u64,
-    bytes: &[u8],
-) -> Result<(), VmmError> {
-    let mut from = 0;
-    for (index, page) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
-        if parent.at(block + index as u64)?.is_some_and(|known| is_equal(known, page)) {
-            write_run(writer, block, bytes, from..index)?;
-            from = index + 1;
-        }
-    }
-    write_run(writer, block, bytes, from..bytes.len() / BLOCK_BYTES)
-}
-
-fn is_equal(known: Piece<'_>, page: &[u8]) -> bool {
-    match known {
-        Piece::Data(bytes) => bytes == page,
-        Piece::Zero(_) => page.iter().all(|byte| *byte == 0),
-    }
-}
-
-fn write_run(
-    writer: &mut LayerWriter,
-    block: u64,
-    bytes: &[u8],
-    run: Range<usize>,
-) -> Result<(), VmmError> {
-    if run.is_empty() {
-        return Ok(());
-    }
-    let data = &bytes[run.start * BLOCK_BYTES..run.end * BLOCK_BYTES];
-    Ok(writer.write(block + run.start as u64, data)?)
 }
 
 fn is_dirty(flags: u64) -> bool {

@@ -44,8 +44,9 @@ pub const KERNEL_CMDLINE: &str =
 /// a page; the firmware puts the ACPI tables (about a kilobyte) there too, at the very end. Whole pages leave it one.
 pub const INITRD_ALIGNMENT: u64 = 4096;
 
-/// The first version that maps a file privately which it has open for reading only.
-const RESTORES: Version = Version(8, 2);
+/// The first version that does all that snapshots need: it maps a file privately which it has open for reading only (8.2),
+/// and lets go of a descriptor as soon as it is told to (9.1).
+const RESTORES: Version = Version(9, 1);
 
 /// QEMU's major and minor version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -22,6 +22,7 @@ pub(crate) enum Guest {
     Halts,
     /// Prints dots for ever.
     Ticks,
+    #[allow(dead_code)]
     /// Prints the letters from `b` to `p` and `a` in turn for ever; the next one is kept in memory.
     Counts,
     /// Faults until the CPU resets, as a panicking Linux does with `reboot=t`.
@@ -38,8 +39,8 @@ impl Guest {
             Self::Ticks => &[0xb9, 0, 0, 0x10, 0, 0xe2, 0xfe, 0xb0, b'.', 0xee, 0xeb, 0xf4],
             // again: mov ecx, 2^19; loop $; inc byte [2M]; mov al, [2M]; and al, 15; add al, 'a'; out dx, al; jmp again
             Self::Counts => &[
-                0xb9, 0, 0, 8, 0, 0xe2, 0xfe, 0xfe, 0x05, 0, 0, 0x20, 0, 0xa0, 0, 0, 0x20, 0, 0x24, 15, 4, b'a',
-                0xee, 0xeb, 0xe7,
+                0xb9, 0, 0, 8, 0, 0xe2, 0xfe, 0xfe, 0x05, 0, 0, 0x20, 0, 0xa0, 0, 0, 0x20, 0, 0x24, 15, 4,
+                b'a', 0xee, 0xeb, 0xe7,
             ],
             // lidt [all zero]; int3
             Self::Crashes => &[0x0f, 0x01, 0x1d, 0, 0, 0, 0, 0xcc],

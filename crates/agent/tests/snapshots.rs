@@ -1,0 +1,266 @@
+//! Capsules that are paused, resumed, forked and turned into templates, with real VMs and without a control plane.
+
+#![expect(clippy::unwrap_used, reason = "a failed step of a test's set-up fails the test")]
+#![expect(dead_code, reason = "the tests of one file do not need all of the host")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{Host, run, shell, spec};
+use wrenn_agent::capsule::Capsule;
+use wrenn_agent::manager::Manager;
+use wrenn_agent::record::{CapsuleSpec, Phase};
+use wrenn_agent::recovery::{self, Recovered};
+use wrenn_core::{CapsuleId, Shape};
+
+async fn boot(manager: &Manager) -> Capsule {
+    let capsule = manager.create(spec(0));
+    capsule.booted().await.unwrap();
+    capsule
+}
+
+/// The names of the files in a capsule's directory, sorted.
+fn files(host: &Host, capsule: &Capsule) -> Vec<String> {
+    let dir = host.config().capsules_dir().join(capsule.id().to_string());
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn template_path(name: &str) -> PathBuf {
+    Path::new("00000000-0000-0000-0000-000000000001").join(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_capsule_comes_back_with_its_memory_processes_and_files() {
+    let host = Host::new();
+    let manager = host.manager().await;
+    let capsule = boot(&manager).await;
+    shell(&capsule, "(i=0; while :; do i=$((i+1)); echo $i >/dev/shm/count; sleep 0.05; done) >/dev/null 2>&1 & echo $! >/dev/shm/pid").await;
+    shell(
+        &capsule,
+        "dd if=/dev/urandom of=/dev/shm/blob bs=1M count=8 2>/dev/null; cp /dev/shm/blob /root/blob",
+    )
+    .await;
+    let sum = shell(&capsule, "md5sum </dev/shm/blob").await;
+    let boot_id = shell(&capsule, "cat /proc/sys/kernel/random/boot_id").await;
+    for round in 0..12 {
+        shell(&capsule, &format!("echo {round} >>/root/rounds; echo {round} >/dev/shm/round")).await;
+        let before: u64 = shell(&capsule, "cat /dev/shm/count").await.parse().unwrap();
+        let paused = capsule.pause().await.unwrap();
+        assert_eq!(paused.phase, Phase::Paused);
+        assert!(capsule.endpoint().is_none() && capsule.gate().lease().is_none());
+        assert_eq!(
+            capsule.pause().await.unwrap().generation,
+            paused.generation,
+            "pausing again changes nothing"
+        );
+        let resumed = capsule.resume().await.unwrap();
+        assert_eq!(resumed.phase, Phase::Running);
+        assert_eq!(capsule.resume().await.unwrap().generation, resumed.generation);
+        assert_eq!(
+            shell(&capsule, "cat /dev/shm/round; tail -n1 /root/rounds").await,
+            format!("{round}\n{round}")
+        );
+        let after: u64 = shell(&capsule, "sleep 0.2; cat /dev/shm/count").await.parse().unwrap();
+        assert!(after > before, "the background job goes on: {before} {after}");
+    }
+    assert_eq!(shell(&capsule, "md5sum </dev/shm/blob").await, sum);
+    assert_eq!(shell(&capsule, "md5sum </root/blob").await, sum);
+    assert_eq!(shell(&capsule, "cat /proc/sys/kernel/random/boot_id").await, boot_id);
+    assert_eq!(shell(&capsule, "kill -0 $(cat /dev/shm/pid) && echo alive").await, "alive");
+    assert_eq!(shell(&capsule, "wc -l </root/rounds").await, "12");
+    let skew = shell(&capsule, "date +%s").await.parse::<i64>().unwrap() - time_now();
+    assert!(skew.abs() <= 2, "the clock is {skew} s off");
+    capsule.destroy().await;
+    host.clean_up().await;
+}
+
+fn time_now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_secs()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_capsule_outlives_its_agent_and_is_destroyed_to_the_last_file() {
+    let host = Host::new();
+    let first = host.manager().await;
+    let capsule = boot(&first).await;
+    shell(&capsule, "echo kept >/dev/shm/word").await;
+    capsule.pause().await.unwrap();
+    first.env().detach.cancel();
+    drop(first);
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let second = host.manager().await;
+    let recovered = recovery::recover(&second).await.unwrap();
+    assert_eq!(recovered, Recovered { adopted: 0, paused: 1, removed: 0 });
+    let capsule = second.get(capsule.id()).unwrap();
+    capsule.resume().await.unwrap();
+    assert_eq!(shell(&capsule, "cat /dev/shm/word").await, "kept");
+    capsule.pause().await.unwrap();
+    capsule.destroy().await;
+    assert_eq!(host.remains(), Vec::<PathBuf>::new());
+    host.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_share_what_was_and_nothing_of_what_comes() {
+    let host = Host::new();
+    let manager = host.manager().await;
+    let source = boot(&manager).await;
+    shell(&source, "echo before >/dev/shm/memory; echo before >/root/disk").await;
+    let ids = [CapsuleId::random(), CapsuleId::random(), CapsuleId::random()];
+    let clones = manager.fork(&source, &ids).await.unwrap();
+    let all: Vec<&Capsule> = clones.iter().chain([&source]).collect();
+    let mut random = Vec::new();
+    for (index, capsule) in all.iter().enumerate() {
+        assert_eq!(shell(capsule, "cat /dev/shm/memory /root/disk").await, "before\nbefore");
+        shell(capsule, &format!("echo {index} >/dev/shm/memory; echo {index} >/root/disk; sync")).await;
+        random.push(shell(capsule, "head -c 32 /dev/urandom | od -An -tx1").await);
+        assert_eq!(
+            shell(capsule, "hostname; echo $WRENN_SANDBOX_ID").await,
+            format!("{0}\n{0}", capsule.id())
+        );
+    }
+    for (index, capsule) in all.iter().enumerate() {
+        assert_eq!(shell(capsule, "cat /dev/shm/memory /root/disk").await, format!("{index}\n{index}"));
+    }
+    random.sort();
+    random.dedup();
+    assert_eq!(random.len(), all.len(), "each has random numbers of its own");
+    for capsule in all {
+        capsule.destroy().await;
+    }
+    assert_eq!(host.remains(), Vec::<PathBuf>::new());
+    host.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_of_running_and_paused_capsules_outlive_them_and_may_go_before_their_copies() {
+    let host = Host::new();
+    let manager = host.manager().await;
+    let source = boot(&manager).await;
+    shell(&source, "echo running >/dev/shm/word").await;
+    let made = manager.make_template(&source, &template_path("a"), "a").await.unwrap();
+    assert_eq!(made.shape, source.spec().shape);
+    assert!(made.size_bytes > 10 << 20, "{made:?}");
+    shell(&source, "echo paused >/dev/shm/word").await;
+    source.pause().await.unwrap();
+    manager.make_template(&source, &template_path("b"), "b").await.unwrap();
+    let taken = manager.make_template(&source, &template_path("b"), "b").await.unwrap_err();
+    assert!(taken.to_string().contains("exist already"), "{taken}");
+    assert_eq!(source.state().phase, Phase::Paused);
+    source.resume().await.unwrap();
+    assert_eq!(shell(&source, "cat /dev/shm/word").await, "paused");
+    source.destroy().await;
+
+    for (template, word) in [("a", "running"), ("b", "paused")] {
+        let shape = Shape { disk_mb: 3072, ..made.shape };
+        let spec = CapsuleSpec { template_path: template_path(template), shape, ..spec(0) };
+        let copy = manager.create(spec);
+        copy.booted().await.unwrap();
+        assert_eq!(shell(&copy, "cat /dev/shm/word").await, word);
+        let templates = manager.env().templates.clone();
+        let path = template_path(template);
+        templates.remove(&path).unwrap();
+        assert!(
+            manager.create(CapsuleSpec { template_path: path, ..common::spec(0) }).booted().await.is_err()
+        );
+        let grown = "for i in $(seq 100); do s=$(df -m / | awk 'END { print $2 }'); [ $s -gt 2500 ] && break; sleep 0.1; done; echo $s";
+        assert!(shell(&copy, grown).await.parse::<u32>().unwrap() > 2500, "the disk grows");
+        copy.pause().await.unwrap();
+        copy.resume().await.unwrap();
+        assert_eq!(shell(&copy, "cat /dev/shm/word").await, word);
+        copy.destroy().await;
+    }
+    assert_eq!(host.remains(), Vec::<PathBuf>::new());
+    host.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_capsule_is_paused_and_keeps_its_clock() {
+    let host = Host::new();
+    let manager = host.manager().await;
+    let capsule = manager.create(spec(3));
+    capsule.booted().await.unwrap();
+    let mut watch = capsule.watch();
+    let paused = watch.wait_for(|state| state.phase == Phase::Paused).await.unwrap().clone();
+    assert_eq!(paused.reason, "ttl_expired");
+    capsule.resume().await.unwrap();
+    let paused = watch.wait_for(|state| state.phase == Phase::Paused).await.unwrap().clone();
+    assert_eq!(paused.reason, "ttl_expired");
+    capsule.destroy().await;
+    host.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_each_file_is_named_and_the_rest_is_unharmed() {
+    let host = Host::new();
+    let manager = host.manager().await;
+    let (capsule, other) = (boot(&manager).await, boot(&manager).await);
+    shell(&capsule, "echo 1 >/dev/shm/x").await;
+    capsule.pause().await.unwrap();
+    capsule.resume().await.unwrap();
+    shell(&capsule, "echo 2 >/dev/shm/x").await;
+    capsule.pause().await.unwrap();
+    let dir = host.config().capsules_dir().join(capsule.id().to_string());
+    let names: Vec<String> = files(&host, &capsule)
+        .into_iter()
+        .filter(|name| ["memory-", "devices-", "disk-"].iter().any(|kind| name.starts_with(kind)))
+        .collect();
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names {
+        let path = dir.join(&name);
+        let aside = dir.join("aside");
+        // The base of the disk is shared with the template, whose file must not be touched.
+        std::fs::rename(&path, &aside).unwrap();
+        for (damage, word) in [("missing", "missing"), ("cut", ""), ("changed", "")] {
+            if damage != "missing" {
+                std::fs::copy(&aside, &path).unwrap();
+                let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                let bytes = file.metadata().unwrap().len();
+                if damage == "cut" {
+                    file.set_len(bytes / 2).unwrap();
+                } else {
+                    std::os::unix::fs::FileExt::write_all_at(&file, &[0xa5; 64], bytes / 2).unwrap();
+                }
+            }
+            let failure = capsule.resume().await.unwrap_err();
+            let text = failure.chain();
+            assert!(text.contains(&name) && text.contains(word), "{name} {damage}: {text}");
+            assert_eq!(capsule.state().phase, Phase::Paused);
+            let _missing = std::fs::remove_file(&path);
+        }
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    capsule.resume().await.unwrap();
+    assert_eq!(shell(&capsule, "cat /dev/shm/x").await, "2");
+    assert_eq!(run(&other, "true").await.0, 0);
+    capsule.destroy().await;
+    other.destroy().await;
+    host.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_of_every_kind_at_once_leave_a_legal_state() {
+    let host = Host::new();
+    let manager = Arc::new(host.manager().await);
+    let capsule = boot(&manager).await;
+    let calls = (0..4).map(|_| async {
+        let _one_of_them = tokio::join!(capsule.pause(), capsule.resume());
+    });
+    futures::future::join_all(calls).await;
+    assert!(matches!(capsule.state().phase, Phase::Running | Phase::Paused));
+    capsule.resume().await.unwrap();
+    assert_eq!(shell(&capsule, "echo fine").await, "fine");
+    let (paused, ()) = tokio::join!(capsule.pause(), capsule.destroy());
+    drop(paused);
+    assert!(capsule.pause().await.is_err() && capsule.resume().await.is_err());
+    assert_eq!(host.remains(), Vec::<PathBuf>::new());
+    host.clean_up().await;
+}
