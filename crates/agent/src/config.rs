@@ -27,6 +27,10 @@ pub struct AgentConfig {
     pub uid_base: u32,
     /// How long a guest may take from power-on to its daemon's first answer.
     pub boot_timeout: Duration,
+    /// MiB of disk that warm templates may take; 0 for none.
+    pub warm_mb: u64,
+    /// Machines that are kept ready for the next creates; 0 for none. Each takes memory as a small capsule does.
+    pub pool_size: u32,
     /// Directory of base images shared with other installations on the machine.
     pub image_cache: Option<PathBuf>,
     /// Mirror from which the base image is made.

@@ -286,6 +286,8 @@ mod tests {
             allow_private_networks: false,
             uid_base: 0,
             boot_timeout: Duration::ZERO,
+            warm_mb: 0,
+            pool_size: 0,
             image_cache: None,
             debian_mirror: None,
         }

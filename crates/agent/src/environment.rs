@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wrenn_disk::RootDisks;
 use wrenn_net::Network;
 use wrenn_vmm::{Accelerator, Vmm};
@@ -13,6 +14,7 @@ use crate::images::KernelImage;
 use crate::saved::Fits;
 use crate::staging::Staging;
 use crate::templates::Templates;
+use crate::warm::Warm;
 
 /// The host's parts, each behind the room that knows it.
 pub struct Environment {
@@ -38,6 +40,10 @@ pub struct Environment {
     pub staging: Staging,
     /// Kernel and initramfs that every guest boots with.
     pub kernel: KernelImage,
+    /// Warm templates and spare machines.
+    pub warm: Arc<Warm>,
+    /// Everything that owns a machine, for as long as it does.
+    pub tasks: TaskTracker,
     /// Cancelled when the agent ends and leaves its VMs to the next one.
     pub detach: CancellationToken,
 }

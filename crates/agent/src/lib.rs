@@ -28,6 +28,7 @@ pub mod staging;
 pub mod templates;
 pub mod traffic;
 mod tunnel;
+pub mod warm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
 
 pub use config::AgentConfig;
@@ -49,6 +50,7 @@ use crate::manager::Manager;
 use crate::saved::Fits;
 use crate::staging::Staging;
 use crate::templates::Templates;
+use crate::warm::Warm;
 
 /// How long boots under way get to be undone, and pauses and resumes to be finished, when the agent ends.
 const UNDO_LIMIT: Duration = Duration::from_secs(20);
@@ -68,6 +70,7 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     let recovery::Recovered { adopted, paused, removed } = recovered;
     info!(adopted, paused, removed, "capsules of the agent before");
     prune_images(manager.env()).await;
+    warm::begin(manager.env()).await;
     let guard = AbortOnDropHandle::new(tokio::spawn(keep_host_table(Arc::clone(manager.env()))));
     let listener = TcpListener::bind(config.listen)
         .await
@@ -121,6 +124,8 @@ pub async fn open(config: AgentConfig) -> anyhow::Result<Environment> {
         cgroup,
         vmm: Arc::new(vmm),
         kernel: images.kernel,
+        warm: Arc::new(Warm::new(config.warm_mb, config.pool_size)),
+        tasks: TaskTracker::new(),
         detach: CancellationToken::new(),
         config,
     })
@@ -178,8 +183,8 @@ async fn close(manager: Manager, guard: AbortOnDropHandle<()>) -> anyhow::Result
     env.detach.cancel();
     // Before the network is closed, whose table it would put back.
     guard.await?;
-    let settled = manager.all().into_iter().map(|capsule| async move { capsule.settled().await });
-    if tokio::time::timeout(UNDO_LIMIT, futures::future::join_all(settled)).await.is_err() {
+    env.tasks.close();
+    if tokio::time::timeout(UNDO_LIMIT, env.tasks.wait()).await.is_err() {
         warn!("some capsules were not settled in time; the next start settles them");
     }
     env.network.close().await?;

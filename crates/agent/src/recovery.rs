@@ -119,9 +119,13 @@ pub(crate) fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
         };
         match Record::read(&entry.path()) {
             Ok(record) if record.spec.id == id => records.push(record),
-            unreadable => {
-                let why =
-                    unreadable.err().map_or_else(|| "it names another capsule".to_owned(), |e| e.to_string());
+            // A spare that was about to become that capsule: not that capsule yet, but with all that it holds.
+            Ok(mut record) => {
+                record.spec.id = id;
+                record.phase = Phase::Stopping;
+                records.push(record);
+            }
+            Err(why) => {
                 warn!(capsule = %id, "removing a capsule without a usable record: {why}");
                 fs::remove_dir_all(entry.path())?;
             }

@@ -264,3 +264,54 @@ async fn commands_of_every_kind_at_once_leave_a_legal_state() {
     assert_eq!(host.remains(), Vec::<PathBuf>::new());
     host.clean_up().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn later_capsules_of_a_shape_are_made_from_the_first_boot_of_it() {
+    let host = Host::new();
+    let mut env = host.environment().await;
+    env.warm = Arc::new(wrenn_agent::warm::Warm::new(4096, 1));
+    let manager = Manager::new(Arc::new(env));
+    wrenn_agent::warm::begin(manager.env()).await;
+    let shape = Shape { disk_mb: 6144, ..spec(0).shape };
+    let is_restored = |capsule: &Capsule| {
+        let dir = host.config().capsules_dir().join(capsule.id().to_string());
+        wrenn_agent::record::Record::read(&dir).unwrap().saved.is_some()
+    };
+    let first = manager.create(CapsuleSpec { shape, ..spec(0) });
+    first.booted().await.unwrap();
+    assert!(!is_restored(&first));
+    let warm = host.dir.path().join("templates").join(&spec(0).template_path).join("warm");
+    let named = format!("{}x{}x", shape.vcpus, shape.memory_mb);
+    let made = || {
+        common::entries(&warm)
+            .iter()
+            .any(|path| path.file_name().unwrap().to_string_lossy().starts_with(&named))
+    };
+    while !made() {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    for _ in 0..4 {
+        let capsule = manager.create(CapsuleSpec { shape, ..spec(0) });
+        capsule.booted().await.unwrap();
+        assert_eq!(
+            shell(&capsule, "hostname; echo $WRENN_SANDBOX_ID").await,
+            format!("{0}\n{0}", capsule.id())
+        );
+        assert!(is_restored(&capsule));
+        shell(&capsule, "echo own >/root/own").await;
+        capsule.pause().await.unwrap();
+        capsule.resume().await.unwrap();
+        assert_eq!(shell(&capsule, "cat /root/own").await, "own");
+        // Long enough for the pool to make a spare for the next one, which is not waited for.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    }
+    futures::future::join_all(
+        manager.all().into_iter().map(|capsule| async move { capsule.destroy().await }),
+    )
+    .await;
+    manager.env().detach.cancel();
+    manager.env().tasks.close();
+    manager.env().tasks.wait().await;
+    assert_eq!(host.remains(), Vec::<PathBuf>::new());
+    host.clean_up().await;
+}

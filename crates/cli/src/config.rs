@@ -289,7 +289,7 @@ settings! {
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)), "WRENN_LISTEN", "ADDRESS";
     /// Address on which the host agent serves the control plane, over mutual TLS.
     agent_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8443)), "WRENN_AGENT_LISTEN", "ADDRESS";
-    /// Milliseconds for which create and destroy hold their answer until the capsule has settled.
+    /// Milliseconds for which create, pause, resume and destroy hold their answer until the capsule has settled.
     settle_ms: u64 = 5000, "WRENN_SETTLE_MS", "MS";
     /// How VMs run: kvm, tcg (emulated), or auto, which takes kvm where it works.
     accel: Accel = Accel::Auto, "WRENN_ACCEL", "auto|kvm|tcg";
@@ -297,6 +297,10 @@ settings! {
     allow_private_networks: bool = false, "WRENN_ALLOW_PRIVATE_NETWORKS", "BOOL";
     /// Seconds that a guest may take from power-on to its first answer.
     boot_timeout_sec: u64 = 120, "WRENN_BOOT_TIMEOUT_SEC", "SECONDS";
+    /// MiB of disk that templates booted ahead of time may take (0: every capsule boots).
+    warm_mb: u64 = 8192, "WRENN_WARM_MB", "MIB";
+    /// Machines kept ready for the next creates, each with the memory of a small capsule.
+    pool_size: u32 = 2, "WRENN_POOL_SIZE", "COUNT";
     /// First of the 32768 user ids under which VMs run.
     vm_uid_base: u32 = 1_879_048_192, "WRENN_VM_UID_BASE", "UID";
     /// What is logged: a level (error, warn, info, debug, trace) or directives such as info,wrenn_net=debug.

@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::parked::Claimed;
 use super::resources::Resources;
+use super::snapshot::SnapshotPlan;
 use super::tidy::Tidy;
 use super::{Answer, Capsule, Command, Inner, Snapshot, State, unix_now};
 use crate::console;
@@ -21,6 +23,7 @@ use crate::record::{CapsuleSpec, Defaults, Phase, Record, VERSION};
 use crate::retry::Retry;
 use crate::saved::Saved;
 use crate::traffic::Gate;
+use crate::warm::Warmed;
 
 /// How often the inactivity clock and the console's size are looked at.
 const TICK: Duration = Duration::from_secs(2);
@@ -57,7 +60,7 @@ pub(crate) struct Actor {
 }
 
 /// What an actor does next.
-enum Step {
+pub(super) enum Step {
     /// Mind a running capsule.
     Serve,
     /// Mind a paused one.
@@ -79,6 +82,15 @@ impl Start {
             Self::Paused(record) => (*record, Plan::Paused),
             Self::Remove(record) => (*record, Plan::Remove),
         };
+        Self::spawn_with(record, plan, env, done)
+    }
+
+    pub(super) fn spawn_with(
+        record: Record,
+        plan: Plan,
+        env: Arc<Environment>,
+        done: impl FnOnce() + Send + 'static,
+    ) -> Capsule {
         let phase = if matches!(plan, Plan::Remove) { Phase::Stopping } else { Phase::Starting };
         let (sender, receiver) = watch::channel(State {
             phase,
@@ -102,7 +114,8 @@ impl Start {
         let dir = env.config.capsules_dir().join(record.spec.id.to_string());
         let held = Resources::default();
         let mut actor = Actor { env, capsule: capsule.clone(), dir, record, held, commands, state: sender };
-        tokio::spawn(async move {
+        let tasks = actor.env.tasks.clone();
+        tasks.spawn(async move {
             if let Some(last) = actor.run(plan).await {
                 // Whoever hears that it is gone does not find it any more.
                 done();
@@ -113,15 +126,17 @@ impl Start {
     }
 }
 
-enum Plan {
+pub(super) enum Plan {
     Create,
     Copy(Arc<Snapshot>),
     Adopt,
     Paused,
     Remove,
+    Seed(SnapshotPlan, oneshot::Sender<Answer<Saved>>),
+    Spare(Warmed, oneshot::Sender<Answer<()>>, Claimed),
 }
 
-fn new_record(spec: CapsuleSpec) -> Record {
+pub(super) fn new_record(spec: CapsuleSpec) -> Record {
     Record {
         version: VERSION,
         spec,
@@ -162,6 +177,8 @@ impl Actor {
                 return Step::Rest;
             }
             Plan::Remove => Err(CapsuleError::Stopping(self.capsule.id())),
+            Plan::Seed(plan, reply) => return self.be_seed(&plan, reply).await,
+            Plan::Spare(from, reply, claimed) => return self.be_spare(&from, reply, claimed).await,
         };
         match started {
             Ok(()) => {

@@ -3,6 +3,8 @@
 //! Each step is awaited to its end, so that what it acquired is known to the actor before anything can cancel the
 //! boot; only the wait for the guest, which acquires nothing, is cut short.
 
+use std::sync::Arc;
+
 use tracing::{debug, warn};
 use wrenn_protocol::guest::{ENV_CAPSULE_ID, ENV_TEMPLATE_ID};
 use wrenn_vmm::{Machine, RunState, Start};
@@ -13,9 +15,11 @@ use super::identity_request;
 use crate::console;
 use crate::endpoint::Endpoint;
 use crate::error::CapsuleError;
+use crate::files;
 use crate::images::Template;
 use crate::record::{Defaults, Phase};
 use crate::templates::{SnapshotTemplate, Source};
+use crate::warm::Key;
 
 /// Lines of console that a failed boot reports: a kernel's panic with its trace takes about 25.
 const CONSOLE_LINES: usize = 40;
@@ -60,8 +64,54 @@ impl Actor {
         let mut env = template.default_env.clone();
         env.extend(spec.default_env.clone());
         let user = if spec.default_user.is_empty() { &template.default_user } else { &spec.default_user };
-        self.set_defaults(Defaults { user: user.clone(), env });
-        self.boot(template).await
+        let user = user.clone();
+        let key = Key::new(&self.env, &spec.template_path, template, spec.shape);
+        self.set_defaults(Defaults { user, env });
+        if self.begin_warm(&key).await? {
+            return Ok(());
+        }
+        self.boot(template).await?;
+        self.env.warm.want(&self.env, key);
+        Ok(())
+    }
+
+    /// Makes the capsule of what is warm; false where nothing is, or what is did not serve.
+    async fn begin_warm(&mut self, key: &Key) -> Result<bool, CapsuleError> {
+        if let Some(spare) = self.env.warm.pool().claim(key).await {
+            match self.take_spare(spare).await {
+                Ok(()) => return Ok(true),
+                Err(failure) => self.start_over(failure).await?,
+            }
+        }
+        let (env, wanted) = (Arc::clone(&self.env), key.clone());
+        let Some(warmed) =
+            crate::blocking(move || Ok::<_, CapsuleError>(env.warm.find(&env, &wanted))).await?
+        else {
+            return Ok(false);
+        };
+        match self.begin_from_saved(&warmed.saved, &warmed.dir).await {
+            Ok(()) => Ok(true),
+            Err(failure) => {
+                if matches!(failure, CapsuleError::Saved(_) | CapsuleError::Image(_) | CapsuleError::Vmm(_)) {
+                    self.env.warm.drop_one(&warmed.dir);
+                }
+                self.start_over(failure).await?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Clears away an attempt, unless the capsule is to end.
+    async fn start_over(&mut self, failure: CapsuleError) -> Result<(), CapsuleError> {
+        if matches!(failure, CapsuleError::Stopping(_)) {
+            return Err(failure);
+        }
+        warn!(capsule = %self.capsule.id(), "not made from what is warm: {}", failure.chain());
+        self.let_go_surely().await;
+        self.record.disk = None;
+        self.record.saved = None;
+        files::remove_directory(&self.dir)?;
+        Ok(())
     }
 
     /// What its processes get, with what tells them where they are.
@@ -88,7 +138,7 @@ impl Actor {
     pub(super) async fn power_on(
         &mut self,
         template: &Template,
-    ) -> Result<(std::sync::Arc<dyn Machine>, Endpoint), CapsuleError> {
+    ) -> Result<(Arc<dyn Machine>, Endpoint), CapsuleError> {
         self.make_directory()?;
         self.save();
         self.take_slot().await?;

@@ -19,6 +19,7 @@
 
 mod actor;
 mod boot;
+mod parked;
 mod pause;
 mod resources;
 mod restore;
@@ -42,6 +43,7 @@ use crate::saved::Saved;
 use crate::traffic::Gate;
 
 pub(crate) use actor::Start;
+pub(crate) use resources::Resources;
 pub(crate) use restore::identity_request;
 pub(crate) use snapshot::SnapshotPlan;
 
@@ -192,13 +194,6 @@ impl Capsule {
     pub async fn destroy(&self) {
         self.inner.ending.cancel();
         self.stopped().await;
-    }
-
-    /// Resolves when the capsule is in a state that lasts, or is gone.
-    pub async fn settled(&self) {
-        let mut watch = self.watch();
-        let lasts = |state: &State| matches!(state.phase, Phase::Running | Phase::Paused | Phase::Stopped);
-        let _gone = watch.wait_for(lasts).await;
     }
 
     /// Resolves when nothing of it is left.

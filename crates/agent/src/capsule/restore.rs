@@ -3,10 +3,13 @@
 //! The guest gets a new empty layer over the saved disk, so that until the capsule is known to run, what it was saved in
 //! stays as it is and the next attempt finds it whole.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use wrenn_protocol::guest::InitRequest;
-use wrenn_vmm::Start;
+use wrenn_vmm::{Machine, Start};
 
 use super::actor::Actor;
 use crate::error::CapsuleError;
@@ -34,21 +37,32 @@ pub(crate) fn identity_request(record: &Record) -> InitRequest {
 
 impl Actor {
     /// Makes a new capsule of the saved machine in another directory.
-    pub(super) async fn begin_from_saved(
-        &mut self,
-        saved: &Saved,
-        from: &std::path::Path,
-    ) -> Result<(), CapsuleError> {
+    pub(super) async fn begin_from_saved(&mut self, saved: &Saved, from: &Path) -> Result<(), CapsuleError> {
+        let own = self.link_saved(saved, from).await?;
+        fault::point("fork.linked");
+        self.restore(&own).await
+    }
+
+    /// Shares the files of a saved machine.
+    pub(super) async fn link_saved(&mut self, saved: &Saved, from: &Path) -> Result<Saved, CapsuleError> {
         self.make_directory()?;
         self.save();
         let own = saved.link(from, &self.dir, &*self.env.disks).await?;
-        fault::point("fork.linked");
         self.record.saved = Some(own.clone());
-        self.restore(&own).await
+        Ok(own)
     }
 
     /// Brings the capsule back from what its directory holds.
     pub(super) async fn restore(&mut self, saved: &Saved) -> Result<(), CapsuleError> {
+        let (machine, disk_bytes) = self.bring_back(saved).await?;
+        self.introduce(&*machine, disk_bytes, &saved.access_token).await
+    }
+
+    /// A machine that stands where it was saved, and the capacity of its disk in bytes.
+    pub(super) async fn bring_back(
+        &mut self,
+        saved: &Saved,
+    ) -> Result<(Arc<dyn Machine>, u64), CapsuleError> {
         let (dir, here, description) = (self.dir.clone(), self.env.fits.clone(), saved.clone());
         let image = crate::blocking(move || description.open(&dir, &here)).await?;
         let chain = self.env.disks.open(&self.dir, &saved.disk).await?;
@@ -62,20 +76,30 @@ impl Actor {
         machine.load(image, &self.dir.join(&saved.devices)).await?;
         fault::point("resume.loaded");
         self.check_ending()?;
+        Ok((machine, chain.virtual_bytes))
+    }
+
+    /// Lets a restored guest run, and tells it who and when it is. `had` is the capacity in bytes that its disk was saved
+    /// with, `token` what its daemon demands.
+    pub(super) async fn introduce(
+        &mut self,
+        machine: &dyn Machine,
+        had: u64,
+        token: &str,
+    ) -> Result<(), CapsuleError> {
         machine.cont().await?;
         fault::point("resume.running");
-        let disk_bytes = u64::from(self.record.spec.shape.disk_mb) * MIB;
-        let grows = disk_bytes > chain.virtual_bytes;
-        if grows {
-            machine.resize_disk(disk_bytes).await?;
+        let wanted = u64::from(self.record.spec.shape.disk_mb) * MIB;
+        if wanted > had {
+            machine.resize_disk(wanted).await?;
         }
         let request = InitRequest {
             restored: true,
-            disk_bytes: grows.then_some(disk_bytes),
+            disk_bytes: (wanted > had).then_some(wanted),
             ..identity_request(&self.record)
         };
-        let known = self.endpoint(&saved.access_token)?;
-        let answer = self.wait_for_guest(&*machine, known.init_when_there(&request)).await?;
+        let known = self.endpoint(token)?;
+        let answer = self.wait_for_guest(machine, known.init_when_there(&request)).await?;
         self.record.guest = Some(answer.map_err(|error| CapsuleError::Init(error.to_string()))?);
         fault::point("resume.ready");
         self.capsule.set_endpoint(Some(self.endpoint(&self.record.access_token)?));

@@ -121,7 +121,7 @@ pub struct BaseImages {
 }
 
 /// Directory of the built-in template, relative to the data directory's `templates`.
-fn built_in() -> PathBuf {
+pub(crate) fn built_in() -> PathBuf {
     let nil = Uuid::nil().to_string();
     Path::new(&nil).join(&nil)
 }

@@ -40,6 +40,8 @@ impl Host {
             allow_private_networks: false,
             uid_base: 1_900_000_000,
             boot_timeout: Duration::from_secs(180),
+            warm_mb: 0,
+            pool_size: 0,
             image_cache: Some(image_cache()),
             debian_mirror: None,
         }

@@ -8,6 +8,8 @@ const NO_FLAGS: SettingFlags = SettingFlags {
     accel: None,
     allow_private_networks: None,
     boot_timeout_sec: None,
+    warm_mb: None,
+    pool_size: None,
     vm_uid_base: None,
     log: None,
     log_format: None,

@@ -49,6 +49,8 @@ pub fn agent_config(settings: &Settings, args: Option<&AgentArgs>) -> anyhow::Re
         allow_private_networks: settings.allow_private_networks.value,
         uid_base: settings.vm_uid_base.value,
         boot_timeout: Duration::from_secs(settings.boot_timeout_sec.value),
+        warm_mb: settings.warm_mb.value,
+        pool_size: settings.pool_size.value,
         image_cache: settings.image_cache.value.clone(),
         debian_mirror: settings.debian_mirror.value.clone(),
     })

@@ -95,7 +95,7 @@ pub(super) async fn top(qmp: &Qmp) -> Result<String, VmmError> {
         .iter()
         .find(|node| Some(node.id) == child)
         .map(|node| node.name.clone())
-        .ok_or_else(|| VmmError::NoDisk)
+        .ok_or(VmmError::NoDisk)
 }
 
 /// Changes the capacity of the disk.

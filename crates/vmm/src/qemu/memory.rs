@@ -262,7 +262,8 @@ mod tests {
     #[test]
     fn batches_keep_every_block_in_order_and_within_bounds() {
         let scattered = (0..3000).map(|n| n * 10..n * 10 + 1);
-        let ranges: Vec<Range<u64>> = scattered.chain([40_000..40_000 + 3 * BATCH + 7]).collect();
+        let ranges: Vec<Range<u64>> =
+            scattered.chain(std::iter::once(40_000..40_000 + 3 * BATCH + 7)).collect();
         let groups = batches(&ranges);
         for group in &groups {
             let blocks: u64 = group.iter().map(|range| range.end - range.start).sum();
