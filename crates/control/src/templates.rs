@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::time::timeout;
 use uuid::Uuid;
 use wrenn_core::{HostId, SafeName, TeamId};
@@ -129,6 +130,10 @@ async fn remove_due(app: &App, host: HostId) -> Result<(), ApiError> {
     for (team, id) in due {
         match delete_files(&transport, team, id).await {
             Ok(()) => app.store.deletion_done(host, team, id).await?,
+            // The link asks again as soon as the host is back.
+            Err(error) if error.status == StatusCode::SERVICE_UNAVAILABLE => {
+                app.store.release_deletion(host, team, id).await?;
+            }
             Err(error) => {
                 let path = path(team, id);
                 tracing::warn!(host.id = %host, error = error.message, "host {host} does not remove template {path}");

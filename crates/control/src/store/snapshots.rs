@@ -238,7 +238,7 @@ impl Store {
     }
 
     /// The templates whose files a host is to be asked to remove now. They fall due again after a while, unless
-    /// [`Store::deletion_done`] comes first.
+    /// [`Store::deletion_done`] or [`Store::release_deletion`] comes first.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -255,6 +255,23 @@ impl Store {
         .await?;
         tx.commit().await?;
         Ok(rows.into_iter().map(|row| (TeamId::from_uuid(row.team_id), row.template_id)).collect())
+    }
+
+    /// Makes files due at once that a host could not be asked about.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn release_deletion(&self, host: HostId, team: TeamId, id: Uuid) -> Result<(), StoreError> {
+        sqlx::query!(
+            "update template_deletions set due_at = now() \
+             where host_id = $1 and team_id = $2 and template_id = $3",
+            host.uuid(),
+            team.uuid(),
+            id
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Forgets files that are gone.
