@@ -17,19 +17,37 @@ def holdings() -> dict[str, set]:
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
     loops = subprocess.run(["losetup", "-ln", "-O", "NAME"], capture_output=True, text=True, check=True).stdout
-    foreign = foreign_slots()
+    spare = spares()
+    foreign = foreign_slots() | spare["slots"]
     devices = {line.split(": ")[1].split("@")[0] for line in links.splitlines()}
     return {
         "namespaces": names("/run/netns", "wrenn-") - {f"wrenn-{slot}" for slot in foreign},
         "slots": names("/run/wrenn/slots", "") - foreign,
         "links": {name for name in devices if name.startswith("wrenn-")} - {f"wrenn-{slot}" for slot in foreign},
         "routes": {line for line in routes.splitlines() if line.startswith("10.11.") and not foreign & set(re.findall(r"wrenn-(\d+)", line))},
-        "processes": {pid for pid, _ in vmms()},
+        "processes": {pid for pid, _ in vmms()} - spare["processes"],
         "loop devices": set(loops.split()),
-        "cgroups": {str(path) for root in CGROUP_ROOTS for path in root.glob(f"wrenn-{installation()}/*/")},
-        "directories": names(WRENN_DIR / "capsules", ""),
+        "cgroups": {
+            path.name for root in CGROUP_ROOTS for path in root.glob(f"wrenn-{installation()}/*/")
+        } - spare["directories"],
+        "directories": names(WRENN_DIR / "capsules", "") - spare["directories"],
         "rows": rows(),
     }
+
+
+def spares() -> dict[str, set]:
+    """What machines hold that are ready for the next creates, or are being made so: they belong to no template by name."""
+    found = {"slots": set(), "processes": set(), "directories": set()}
+    for path in (WRENN_DIR / "capsules").glob("*/capsule.json"):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if record["spec"]["template_name"] == "":
+            found["directories"].add(path.parent.name)
+            found["slots"].add(str(record["slot"]))
+            found["processes"].add((record["machine"] or {}).get("pid"))
+    return found
 
 
 def rows() -> set[str]:
@@ -90,8 +108,8 @@ def vmms() -> list[tuple[int, str]]:
 
 def vmm_of(capsule_id: str) -> int:
     """Process id of a capsule's VMM."""
-    (pid,) = [pid for pid, line in vmms() if capsule_id in line]
-    return pid
+    record = json.loads((WRENN_DIR / "capsules" / capsule_id / "capsule.json").read_text())
+    return record["machine"]["pid"]
 
 
 def settled(before: dict[str, set], patience: float = 30) -> dict[str, set]:

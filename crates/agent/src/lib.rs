@@ -54,6 +54,8 @@ use crate::warm::Warm;
 
 /// How long boots under way get to be undone, and pauses and resumes to be finished, when the agent ends.
 const UNDO_LIMIT: Duration = Duration::from_secs(20);
+/// How long a host without capsules prepares for its first one before it takes any.
+const FILL_LIMIT: Duration = Duration::from_secs(30);
 /// How often the agent looks whether the host's firewall table is still there.
 const TABLE_CHECK: Duration = Duration::from_secs(15);
 /// Pause after a failed renewal of the host's certificate.
@@ -71,6 +73,10 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     info!(adopted, paused, removed, "capsules of the agent before");
     prune_images(manager.env()).await;
     warm::begin(manager.env()).await;
+    if adopted + paused == 0 {
+        // Nobody waits for this host yet, so it may as well be at its best from the first capsule on.
+        warm::filled(manager.env(), FILL_LIMIT).await;
+    }
     let guard = AbortOnDropHandle::new(tokio::spawn(keep_host_table(Arc::clone(manager.env()))));
     let listener = TcpListener::bind(config.listen)
         .await

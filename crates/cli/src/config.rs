@@ -300,7 +300,7 @@ settings! {
     /// MiB of disk that templates booted ahead of time may take (0: every capsule boots).
     warm_mb: u64 = 8192, "WRENN_WARM_MB", "MIB";
     /// Machines kept ready for the next creates, each with the memory of a small capsule.
-    pool_size: u32 = 2, "WRENN_POOL_SIZE", "COUNT";
+    pool_size: u32 = 1, "WRENN_POOL_SIZE", "COUNT";
     /// First of the 32768 user ids under which VMs run.
     vm_uid_base: u32 = 1_879_048_192, "WRENN_VM_UID_BASE", "UID";
     /// What is logged: a level (error, warn, info, debug, trace) or directives such as info,wrenn_net=debug.

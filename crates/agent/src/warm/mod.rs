@@ -20,7 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -251,6 +251,13 @@ pub async fn begin(env: &Arc<Environment>) {
     let begun = tokio::task::spawn_blocking(move || env.warm.begin(&env)).await;
     if let Err(error) = begun {
         warn!("no template is made warm: {error}");
+    }
+}
+
+/// Waits until creates of the default shape are as fast as they will be, or `limit` has passed.
+pub async fn filled(env: &Environment, limit: Duration) {
+    if env.warm.is_on() && tokio::time::timeout(limit, env.warm.pool.filled()).await.is_err() {
+        warn!("the pool of spare machines is not filled yet; the first capsules will take longer");
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Pool {
     size: usize,
     state: Mutex<State>,
     changed: Notify,
+    /// A spare was made.
+    told: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +58,7 @@ struct State {
 impl Pool {
     pub(super) fn new(size: u32) -> Self {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        Self { size, state: Mutex::default(), changed: Notify::new() }
+        Self { size, state: Mutex::default(), changed: Notify::new(), told: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -86,6 +88,17 @@ impl Pool {
         let (hand_over, spare) = oneshot::channel();
         found?.claim.send(hand_over).ok()?;
         spare.await.ok()
+    }
+
+    /// Resolves when the pool holds what it should, or cannot get there by itself.
+    pub(super) async fn filled(&self) {
+        loop {
+            let told = self.told.notified();
+            if self.next_wanted().is_none() {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// Has the pool look whether something it needs has come to be.
@@ -126,6 +139,7 @@ impl Pool {
             Ok(()) => {
                 debug!("a spare of {} is ready", key.template.display());
                 self.state().parked.push(Parked { key, claim });
+                self.told.notify_waiters();
                 true
             }
             Err(failure) => {
