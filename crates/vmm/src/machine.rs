@@ -245,12 +245,25 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// [`VmmError`] where a file cannot be opened, or the VMM refuses it.
     async fn attach_disk(&self, disk: DiskFiles<'_>) -> Result<(), VmmError>;
 
-    /// Puts a new empty layer over the disk of a stopped machine: from now on it takes the guest's writes, and what was
-    /// on top is only read. The layer's backing file must be what is on top now.
+    /// Opens a new empty layer that [`push_disk`](Self::push_disk) is going to put over the disk, so that this need not be
+    /// done while the guest stands still. The layer's backing file must be what is on top now.
+    ///
+    /// # Errors
+    /// As [`Machine::attach_disk`].
+    async fn stage_disk(&self, layer: &Path) -> Result<(), VmmError>;
+
+    /// Puts a staged layer over the disk of a stopped machine: from now on it takes the guest's writes, and what was on top
+    /// is only read.
     ///
     /// # Errors
     /// As [`Machine::attach_disk`]; the disk is then as it was.
     async fn push_disk(&self, layer: &Path) -> Result<(), VmmError>;
+
+    /// Closes a staged layer that was not pushed.
+    ///
+    /// # Errors
+    /// [`VmmError::Qmp`] where it was, or was never staged.
+    async fn unstage_disk(&self, layer: &Path) -> Result<(), VmmError>;
 
     /// The layer that takes the guest's writes, as the file name it was attached by without its extension.
     ///

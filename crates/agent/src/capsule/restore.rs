@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use tokio::time::Instant;
+use tracing::debug;
+use wrenn_core::CapsuleId;
 use wrenn_protocol::guest::InitRequest;
 use wrenn_vmm::{Machine, Start};
 
@@ -32,6 +35,23 @@ pub(crate) fn identity_request(record: &Record) -> InitRequest {
         hostname: Some(record.spec.id.to_string()),
         entropy: Some(STANDARD.encode(rand::random::<[u8; ENTROPY_BYTES]>())),
         ..InitRequest::default()
+    }
+}
+
+/// Tells at level `debug` how long each step of a restore took.
+struct Steps {
+    id: CapsuleId,
+    last: Instant,
+}
+
+impl Steps {
+    fn begin(id: CapsuleId) -> Self {
+        Self { id, last: Instant::now() }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        debug!(capsule = %self.id, step, us = self.last.elapsed().as_micros(), "restored");
+        self.last = Instant::now();
     }
 }
 
@@ -63,17 +83,22 @@ impl Actor {
         &mut self,
         saved: &Saved,
     ) -> Result<(Arc<dyn Machine>, u64), CapsuleError> {
+        let mut steps = Steps::begin(self.capsule.id());
         let (dir, here, description) = (self.dir.clone(), self.env.fits.clone(), saved.clone());
         let image = crate::blocking(move || description.open(&dir, &here)).await?;
         let chain = self.env.disks.open(&self.dir, &saved.disk).await?;
         let chain = self.env.disks.push(&chain, None).await?;
         self.record.disk = Some(chain.top_name().to_owned());
+        steps.done("disk");
         fault::point("resume.disk");
         self.take_slot().await?;
+        steps.done("slot");
         fault::point("resume.slot");
         let machine = self.start_machine(Start::Restore { base: image.base_path() }, &chain).await?;
+        steps.done("start");
         fault::point("resume.started");
         machine.load(image, &self.dir.join(&saved.devices)).await?;
+        steps.done("load");
         fault::point("resume.loaded");
         self.check_ending()?;
         Ok((machine, chain.virtual_bytes))
@@ -87,6 +112,7 @@ impl Actor {
         had: u64,
         token: &str,
     ) -> Result<(), CapsuleError> {
+        let mut steps = Steps::begin(self.capsule.id());
         machine.cont().await?;
         fault::point("resume.running");
         let wanted = u64::from(self.record.spec.shape.disk_mb) * MIB;
@@ -101,6 +127,7 @@ impl Actor {
         let known = self.endpoint(token)?;
         let answer = self.wait_for_guest(machine, known.init_when_there(&request)).await?;
         self.record.guest = Some(answer.map_err(|error| CapsuleError::Init(error.to_string()))?);
+        steps.done("guest");
         fault::point("resume.ready");
         self.capsule.set_endpoint(Some(self.endpoint(&self.record.access_token)?));
         self.capsule.forget_idleness();

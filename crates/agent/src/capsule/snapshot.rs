@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 use wrenn_disk::Chain;
 use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, MAX_LAYERS};
 use wrenn_vmm::Machine;
@@ -77,6 +77,10 @@ impl Actor {
         let top = self.record.disk.clone().unwrap_or_default();
         let old = self.env.disks.open(&self.dir, &top).await?;
         let next = self.env.disks.push(&old, None).await?;
+        if let Err(failure) = machine.stage_disk(next.top()).await {
+            self.remove_leftovers().await?;
+            return Err(failure.into());
+        }
         let taken = self.take(plan, &*machine, &next).await;
         // The guest goes on whatever became of that, and the VMM knows on which layer.
         let went_on = machine.cont().await;
@@ -88,6 +92,9 @@ impl Actor {
         let (parent, still) = match taken {
             Ok(taken) => taken,
             Err(failure) => {
+                if let Err(error) = machine.unstage_disk(next.top()).await {
+                    warn!(capsule = %self.capsule.id(), %error, "an unused disk layer stays open");
+                }
                 self.remove_leftovers().await?;
                 return Err(failure);
             }

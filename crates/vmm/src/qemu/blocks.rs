@@ -55,16 +55,21 @@ pub(super) async fn attach(qmp: &Qmp, disk: DiskFiles<'_>) -> Result<(), VmmErro
     Ok(())
 }
 
-/// Puts a new layer over what is on top.
+/// Opens a new layer, with nothing below it yet.
+pub(super) async fn stage(qmp: &Qmp, layer: &Path) -> Result<(), VmmError> {
+    add_layer(qmp, layer, Value::Null, Access::Write).await.map(drop)
+}
+
+/// Puts a staged layer over what is on top.
 pub(super) async fn push(qmp: &Qmp, layer: &Path) -> Result<(), VmmError> {
-    let old = top(qmp).await?;
-    let new = add_layer(qmp, layer, Value::Null, Access::Write).await?;
-    let switched = qmp.execute("blockdev-snapshot", json!({ "node": old, "overlay": new })).await;
-    if let Err(error) = switched {
-        // Not in use: the disk stays as it was.
-        let _absent = qmp.execute("blockdev-del", json!({ "node-name": new })).await;
-        return Err(error.into());
-    }
+    let (old, new) = (top(qmp).await?, node_name(layer)?);
+    qmp.execute("blockdev-snapshot", json!({ "node": old, "overlay": new })).await?;
+    Ok(())
+}
+
+/// Closes a staged layer that was not used after all.
+pub(super) async fn unstage(qmp: &Qmp, layer: &Path) -> Result<(), VmmError> {
+    qmp.execute("blockdev-del", json!({ "node-name": node_name(layer)? })).await?;
     Ok(())
 }
 

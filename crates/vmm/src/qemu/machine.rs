@@ -177,6 +177,14 @@ impl Machine for QemuMachine {
         blocks::attach(&self.qmp, disk).await
     }
 
+    async fn stage_disk(&self, layer: &Path) -> Result<(), VmmError> {
+        blocks::stage(&self.qmp, layer).await
+    }
+
+    async fn unstage_disk(&self, layer: &Path) -> Result<(), VmmError> {
+        blocks::unstage(&self.qmp, layer).await
+    }
+
     async fn push_disk(&self, layer: &Path) -> Result<(), VmmError> {
         blocks::push(&self.qmp, layer).await
     }

@@ -2,16 +2,17 @@
 //!
 //! QEMU maps a file privately. A page that the guest (or [`GuestMemory::patch`]) has written is anonymous memory then, and
 //! `/proc/PID/pagemap` tells it from a page of the file: that is the exact set of what differs from the file, with no
-//! log kept and no cost while the guest runs. Format of pagemap: the kernel's `admin-guide/mm/pagemap.rst`.
+//! log kept and no cost while the guest runs.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, LayerWriter, Piece};
 
+use super::dirty;
 use crate::machine::FileKey;
 use crate::{MemorySaved, MemoryTarget, VmmError};
 
@@ -21,14 +22,6 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH: u64 = (BATCH_BYTES / BLOCK_BYTES) as u64;
 /// Most pieces of one system call (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
-/// Entries of pagemap read at once.
-const ENTRIES: usize = 64 * 1024;
-
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-/// The page is of a file, or of shared memory.
-const OF_FILE: u64 = 1 << 61;
-
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// A stretch of the guest's memory in the VMM's address space.
@@ -70,23 +63,11 @@ impl GuestMemory {
     /// Ranges of blocks that were written since the mapping was made, ascending.
     fn dirty(&self) -> io::Result<Vec<Range<u64>>> {
         let pagemap = File::open(format!("/proc/{}/pagemap", self.pid))?;
-        let mut found: Vec<Range<u64>> = Vec::new();
-        let mut bytes = vec![0; ENTRIES * 8];
+        let mut found = Vec::new();
         for part in &self.parts {
-            let mut done = 0;
-            while done < part.blocks {
-                let count = (part.blocks - done).min(ENTRIES as u64);
-                let slice = &mut bytes[..usize::try_from(count).unwrap_or(ENTRIES) * 8];
-                pagemap.read_exact_at(slice, (part.address / BLOCK + done) * 8)?;
-                let flags = slice.chunks_exact(8).map(|entry| entry.try_into().map_or(0, u64::from_le_bytes));
-                for (block, _) in (part.block + done..).zip(flags).filter(|(_, flags)| is_dirty(*flags)) {
-                    match found.last_mut() {
-                        Some(last) if last.end == block => last.end += 1,
-                        _ => found.push(block..block + 1),
-                    }
-                }
-                done += count;
-            }
+            let written = dirty::written(&pagemap, part.address..part.address + part.blocks * BLOCK)?;
+            let block = |address: u64| part.block + (address - part.address) / BLOCK;
+            found.extend(written.into_iter().map(|range| block(range.start)..block(range.end)));
         }
         Ok(found)
     }
@@ -191,10 +172,6 @@ impl GuestMemory {
     }
 }
 
-fn is_dirty(flags: u64) -> bool {
-    flags & SWAPPED != 0 || flags & (PRESENT | OF_FILE) == PRESENT
-}
-
 /// Cuts ranges into groups that one system call takes.
 fn batches(ranges: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
     let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
@@ -251,13 +228,9 @@ fn whole(done: isize, wanted: usize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::fs::FileExt;
 
-    #[test]
-    fn only_written_pages_count_as_dirty() {
-        assert!(is_dirty(PRESENT) && is_dirty(SWAPPED) && is_dirty(PRESENT | SWAPPED));
-        assert!(!is_dirty(0) && !is_dirty(PRESENT | OF_FILE) && !is_dirty(OF_FILE));
-    }
+    use super::*;
 
     #[test]
     fn batches_keep_every_block_in_order_and_within_bounds() {

@@ -11,6 +11,7 @@
 
 mod blocks;
 mod command;
+mod dirty;
 mod launch;
 mod machine;
 mod memory;
