@@ -20,6 +20,20 @@ pub fn tail(dir: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// Makes the log in `other`, into which a VMM is about to write, the one of `dir`, behind what was logged there.
+///
+/// # Errors
+/// Where a log cannot be read, written or moved.
+pub(crate) fn continue_in(dir: &Path, other: &Path) -> io::Result<()> {
+    let (old, new) = (dir.join(FILE), other.join(FILE));
+    match read_end(&old, KEPT) {
+        Ok(before) => OpenOptions::new().append(true).open(&new)?.write_all(&before)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    std::fs::rename(new, old)
+}
+
 /// Cuts a log that has outgrown [`LIMIT`] down to its end. The VMM appends (`O_APPEND`), so it goes on behind what
 /// is left; what it writes during the cut may be lost.
 ///

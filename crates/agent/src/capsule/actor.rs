@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use wrenn_vmm::FileKey;
 
 use super::parked::Claimed;
 use super::resources::Resources;
@@ -134,6 +135,7 @@ pub(super) enum Plan {
     Remove,
     Seed(SnapshotPlan, oneshot::Sender<Answer<Saved>>),
     Spare(Warmed, oneshot::Sender<Answer<()>>, Claimed),
+    Blank(Warmed, oneshot::Sender<Answer<FileKey>>, Claimed),
 }
 
 pub(super) fn new_record(spec: CapsuleSpec) -> Record {
@@ -179,6 +181,7 @@ impl Actor {
             Plan::Remove => Err(CapsuleError::Stopping(self.capsule.id())),
             Plan::Seed(plan, reply) => return self.be_seed(&plan, reply).await,
             Plan::Spare(from, reply, claimed) => return self.be_spare(&from, reply, claimed).await,
+            Plan::Blank(from, reply, claimed) => return self.be_blank(&from, reply, claimed).await,
         };
         match started {
             Ok(()) => {

@@ -1,18 +1,21 @@
-//! Machines that are no capsules yet: the seed of a warm template, which is booted, saved and removed, and a spare, which
-//! is restored, stopped and handed to the first create that wants it.
+//! Machines that are no capsules yet: the seed of a warm template, which is booted, saved and removed; a spare, which is
+//! restored, stopped and handed to the first create that wants it; a blank, which is a VMM that waits for a snapshot.
 
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use wrenn_vmm::Machine;
+use wrenn_image::Image;
+use wrenn_vmm::{FileKey, Machine, MachineRecord, Start as Launch};
 
 use super::Answer;
 use super::actor::{Actor, Plan, Start, Step, new_record};
 use super::snapshot::SnapshotPlan;
+use crate::console;
 use crate::environment::Environment;
 use crate::error::CapsuleError;
+use crate::files;
 use crate::record::CapsuleSpec;
 use crate::saved::{About, Saved};
 use crate::templates::Source;
@@ -21,6 +24,8 @@ use crate::warm::{Spare, Warmed};
 /// What a guest does by itself after its daemon has come up is over by then.
 const SETTLE: Duration = Duration::from_millis(500);
 const MIB: u64 = 1 << 20;
+/// A blank's link of the memory that it maps.
+const BLANK_MEMORY: &str = "memory-blank.base";
 
 /// Where a spare waits for whoever wants it.
 pub(crate) type Claimed = oneshot::Receiver<oneshot::Sender<Spare>>;
@@ -52,6 +57,22 @@ impl Start {
         let (reply, ready) = oneshot::channel();
         let gone = Arc::new(CapsuleError::Stopping(spec.id));
         Self::spawn_with(new_record(spec), Plan::Spare(from, reply, claimed), env, || {});
+        ready.await.unwrap_or(Err(gone))
+    }
+
+    /// Starts a VMM over the memory of `from`, which from then on waits for a claim. Says which file that memory is.
+    ///
+    /// # Errors
+    /// Why there is none; nothing of it is left then.
+    pub(crate) async fn blank(
+        env: Arc<Environment>,
+        spec: CapsuleSpec,
+        from: Warmed,
+        claimed: Claimed,
+    ) -> Answer<FileKey> {
+        let (reply, ready) = oneshot::channel();
+        let gone = Arc::new(CapsuleError::Stopping(spec.id));
+        Self::spawn_with(new_record(spec), Plan::Blank(from, reply, claimed), env, || {});
         ready.await.unwrap_or(Err(gone))
     }
 }
@@ -87,14 +108,31 @@ impl Actor {
         reply: oneshot::Sender<Answer<()>>,
         claimed: Claimed,
     ) -> Step {
-        let machine = match self.get_ready(from).await {
-            Ok(machine) => machine,
-            Err(failure) => {
-                let _gone = reply.send(Err(Arc::new(failure)));
-                return Step::End(String::new(), None);
-            }
-        };
-        let _gone = reply.send(Ok(()));
+        let made = self.get_ready(from).await;
+        self.wait_for_claim(made, reply, claimed).await
+    }
+
+    pub(super) async fn be_blank(
+        &mut self,
+        from: &Warmed,
+        reply: oneshot::Sender<Answer<FileKey>>,
+        claimed: Claimed,
+    ) -> Step {
+        let made = self.start_blank(from).await;
+        self.wait_for_claim(made, reply, claimed).await
+    }
+
+    /// Answers whoever wanted the machine made, and minds it until it is claimed or of no use any more.
+    async fn wait_for_claim<T>(
+        &mut self,
+        made: Result<T, CapsuleError>,
+        reply: oneshot::Sender<Answer<T>>,
+        claimed: Claimed,
+    ) -> Step {
+        let is_made = made.is_ok();
+        let _gone = reply.send(made.map_err(Arc::new));
+        let machine = self.held.machine.clone().filter(|_| is_made);
+        let Some(machine) = machine else { return Step::End(String::new(), None) };
         let claim = tokio::select! {
             claim = claimed => claim.ok(),
             _ = machine.exited() => None,
@@ -113,16 +151,62 @@ impl Actor {
         }
     }
 
-    /// Brings the machine back, lets it run up to its daemon's answer, and stops it. What an emulator has translated by
-    /// then is what the machine will run first when it is claimed.
-    async fn get_ready(&mut self, from: &Warmed) -> Result<Arc<dyn Machine>, CapsuleError> {
+    /// A VMM that maps the memory of `from`.
+    async fn start_blank(&mut self, from: &Warmed) -> Result<FileKey, CapsuleError> {
+        self.make_directory()?;
+        self.save();
+        let (header, base) = (from.dir.join(&from.saved.memory), self.dir.join(BLANK_MEMORY));
+        let place = base.clone();
+        let key = crate::blocking(move || {
+            fs::hard_link(Image::open(&header)?.base_path(), &place)?;
+            Ok::<_, CapsuleError>(FileKey::of(&fs::metadata(&place)?))
+        })
+        .await?;
+        self.take_slot().await?;
+        self.launch(Launch::Restore { base }).await?;
+        Ok(key)
+    }
+
+    /// Makes a blank the machine of this capsule, where one waits that maps the file `base`.
+    pub(super) async fn take_blank(
+        &mut self,
+        base: &std::path::Path,
+    ) -> Result<Option<Arc<dyn Machine>>, CapsuleError> {
+        let key = FileKey::of(&fs::metadata(base)?);
+        let shape = self.record.spec.shape;
+        let Some(blank) = self.env.warm.pool().claim_blank(key, shape).await else { return Ok(None) };
+        let Spare { dir, record, held } = blank;
+        self.held = held;
+        self.record.slot = record.slot;
+        self.record.machine = self.moved(record.machine);
+        // Both records name it now, and either alone is enough to remove it.
+        self.save();
+        files::remove_directory(&self.dir.join("run"))?;
+        fs::rename(dir.join("run"), self.dir.join("run"))?;
+        console::continue_in(&self.dir, &dir)?;
+        files::remove_directory(&dir)?;
+        Ok(self.held.machine.clone())
+    }
+
+    /// The record of a machine whose directory has become this capsule's.
+    fn moved(&self, machine: Option<MachineRecord>) -> Option<MachineRecord> {
+        machine.map(|mut machine| {
+            let name = machine.socket.file_name().unwrap_or_default().to_owned();
+            machine.socket = self.dir.join("run").join(name);
+            machine
+        })
+    }
+
+    /// Brings the machine back, tells its daemon that it is nobody, and stops it. What an emulator has translated by then is
+    /// what the machine will run first when it is claimed.
+    async fn get_ready(&mut self, from: &Warmed) -> Result<(), CapsuleError> {
         let saved = self.link_saved(&from.saved, &from.dir).await?;
-        let (machine, _) = self.bring_back(&saved).await?;
-        machine.cont().await?;
-        let endpoint = self.endpoint(&saved.access_token)?;
-        self.wait_for_guest(&*machine, endpoint.wait_until_healthy()).await?;
-        machine.pause().await?;
-        Ok(machine)
+        self.restore(&saved).await?;
+        self.capsule.set_endpoint(None);
+        if let Some(machine) = &self.held.machine {
+            machine.pause().await?;
+        }
+        Ok(())
     }
 
     /// Makes a spare this capsule.
@@ -130,11 +214,7 @@ impl Actor {
         let Spare { dir, record, held } = spare;
         self.held = held;
         self.record.slot = record.slot;
-        self.record.machine = record.machine.map(|mut machine| {
-            let name = machine.socket.file_name().unwrap_or_default().to_owned();
-            machine.socket = self.dir.join("run").join(name);
-            machine
-        });
+        self.record.machine = self.moved(record.machine);
         self.record.disk = record.disk;
         self.record.saved = record.saved;
         // In this order the directory's record names all that is to be removed, whatever becomes of this agent.
@@ -143,6 +223,6 @@ impl Actor {
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let machine = self.held.machine.clone().ok_or_else(gone)?;
         let saved = self.record.saved.clone().ok_or_else(gone)?;
-        self.introduce(&*machine, u64::from(saved.shape.disk_mb) * MIB, &saved.access_token).await
+        self.introduce(&*machine, u64::from(saved.shape.disk_mb) * MIB, &record.access_token).await
     }
 }

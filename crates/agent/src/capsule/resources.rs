@@ -51,11 +51,17 @@ impl Actor {
         start: Start,
         disk: &Chain,
     ) -> Result<Arc<dyn Machine>, CapsuleError> {
+        let machine = self.launch(start).await?;
+        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
+        Ok(machine)
+    }
+
+    /// Starts the VMM in the slot, without a disk.
+    pub(super) async fn launch(&mut self, start: Start) -> Result<Arc<dyn Machine>, CapsuleError> {
         let machine = self.env.vmm.launch(self.launch_spec(start)?).await?;
         self.record.machine = Some(machine.record().clone());
         self.held.machine = Some(machine.clone());
         self.save();
-        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
         Ok(machine)
     }
 

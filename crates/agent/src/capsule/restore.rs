@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::debug;
 use wrenn_core::CapsuleId;
 use wrenn_protocol::guest::InitRequest;
-use wrenn_vmm::{Machine, Start};
+use wrenn_vmm::{DiskFiles, Machine, Start};
 
 use super::actor::Actor;
 use crate::error::CapsuleError;
@@ -91,10 +91,19 @@ impl Actor {
         self.record.disk = Some(chain.top_name().to_owned());
         steps.done("disk");
         fault::point("resume.disk");
-        self.take_slot().await?;
-        steps.done("slot");
-        fault::point("resume.slot");
-        let machine = self.start_machine(Start::Restore { base: image.base_path() }, &chain).await?;
+        let base = image.base_path();
+        let machine = match self.take_blank(&base).await? {
+            Some(machine) => {
+                machine.attach_disk(DiskFiles { base: &chain.base, layers: &chain.layers }).await?;
+                machine
+            }
+            None => {
+                self.take_slot().await?;
+                steps.done("slot");
+                fault::point("resume.slot");
+                self.start_machine(Start::Restore { base }, &chain).await?
+            }
+        };
         steps.done("start");
         fault::point("resume.started");
         machine.load(image, &self.dir.join(&saved.devices)).await?;

@@ -1,8 +1,12 @@
-//! Machines that are ready before anybody asks: restored from a warm template, run up to their daemon's first answer, and
-//! stopped again. A create that finds one takes it over, directory and all, and only tells it who it is.
+//! Machines that are ready before anybody asks.
 //!
-//! What will be asked for is guessed from what was: the pool holds what the last creates would have used. A spare is a
-//! capsule that has not come to run as far as its record says, so an agent that dies leaves nothing that the next one
+//! * A *spare* was restored from a warm template, has run up to its daemon's first answer, and was stopped again. A create
+//!   that finds one takes it over, directory and all, and only tells it who it is.
+//! * A *blank* is a VMM in a network slot that maps a warm template's memory and waits for the rest. A resume of a capsule that
+//!   began as that template takes it, and saves the start of a VMM and the making of a slot.
+//!
+//! What will be asked for is guessed from what was: of what the last creates used, the pool holds one of each kind. Both are
+//! capsules that have not come to run as far as their records say, so an agent that dies leaves nothing that the next one
 //! would not remove.
 
 use std::collections::VecDeque;
@@ -12,6 +16,8 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
+use wrenn_core::Shape;
+use wrenn_vmm::FileKey;
 
 use super::{Key, Warm, seed};
 use crate::capsule::{Resources, Start};
@@ -21,7 +27,7 @@ use crate::record::Record;
 /// How long the host is left to the capsule that was just made before the next spare is.
 const BREATH: Duration = Duration::from_millis(500);
 
-/// A stopped machine that nobody owns yet.
+/// A machine that nobody owns yet.
 #[derive(Debug)]
 pub(crate) struct Spare {
     /// Its directory among those of the capsules.
@@ -30,12 +36,28 @@ pub(crate) struct Spare {
     pub(crate) held: Resources,
 }
 
-/// A spare that waits, minded by its own task.
+/// Whoever sends a sender here gets the machine; dropping it removes the machine.
+type Claim = oneshot::Sender<oneshot::Sender<Spare>>;
+
+/// A machine that waits, minded by its own task.
 #[derive(Debug)]
-pub(crate) struct Parked {
-    pub(crate) key: Key,
-    /// Whoever sends a sender here gets the spare; dropping it removes the spare.
-    pub(crate) claim: oneshot::Sender<oneshot::Sender<Spare>>,
+struct Parked {
+    key: Key,
+    kind: Kind,
+    claim: Claim,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Spare,
+    /// Over this file as the base of its memory.
+    Blank(FileKey),
+}
+
+impl Kind {
+    fn is_spare(self) -> bool {
+        matches!(self, Self::Spare)
+    }
 }
 
 /// The spares of a host.
@@ -81,13 +103,21 @@ impl Pool {
             while state.asked.len() > self.size {
                 state.asked.pop_front();
             }
-            let at = state.parked.iter().position(|parked| parked.key == *key);
-            at.map(|at| state.parked.swap_remove(at))
+            state.take(|parked| parked.key == *key && parked.kind.is_spare())
         };
         self.changed.notify_one();
-        let (hand_over, spare) = oneshot::channel();
-        found?.claim.send(hand_over).ok()?;
-        spare.await.ok()
+        hand_over(found?).await
+    }
+
+    /// A blank for a snapshot of that shape whose memory has the base `base`, where one is ready.
+    pub(crate) async fn claim_blank(&self, base: FileKey, shape: Shape) -> Option<Spare> {
+        let fits = |parked: &Parked| {
+            let has = parked.key.shape();
+            parked.kind == Kind::Blank(base) && (has.vcpus, has.memory_mb) == (shape.vcpus, shape.memory_mb)
+        };
+        let found = self.state().take(fits)?;
+        self.changed.notify_one();
+        hand_over(found).await
     }
 
     /// Resolves when the pool holds what it should, or cannot get there by itself.
@@ -128,35 +158,61 @@ impl Pool {
         });
     }
 
-    /// Drops what is not wanted any more and makes one spare that is; false where there is none to make.
+    /// Drops what is not wanted any more and makes one machine that is; false where there is none to make.
     async fn fill_one(&self, warm: &Arc<Warm>, env: &Arc<Environment>) -> bool {
-        let Some(key) = self.next_wanted() else { return false };
+        let Some((key, spare)) = self.next_wanted() else { return false };
         let (finder, place, wanted) = (Arc::clone(warm), Arc::clone(env), key.clone());
         let found = tokio::task::spawn_blocking(move || finder.find(&place, &wanted)).await;
         let Ok(Some(warmed)) = found else { return false };
         let (claim, claimed) = oneshot::channel();
-        match Start::spare(Arc::clone(env), seed::spec(&key), warmed, claimed).await {
-            Ok(()) => {
-                debug!("a spare of {} is ready", key.template.display());
-                self.state().parked.push(Parked { key, claim });
+        let (env, spec) = (Arc::clone(env), seed::spec(&key));
+        let made = if spare {
+            Start::spare(env, spec, warmed, claimed).await.map(|()| Kind::Spare)
+        } else {
+            Start::blank(env, spec, warmed, claimed).await.map(Kind::Blank)
+        };
+        match made {
+            Ok(kind) => {
+                debug!(?kind, "a machine of {} is ready", key.template.display());
+                self.state().parked.push(Parked { key, kind, claim });
                 self.told.notify_waiters();
                 true
             }
             Err(failure) => {
-                warn!("no spare of {}: {}", key.template.display(), failure.chain());
+                warn!("no machine of {} is kept ready: {}", key.template.display(), failure.chain());
                 false
             }
         }
     }
 
-    /// What the pool lacks; what it has too much of goes, and so do spares whose machine has ended.
-    fn next_wanted(&self) -> Option<Key> {
+    /// What the pool lacks, spares first, and whether it is one; what it has too much of goes, and so do those whose machine
+    /// has ended.
+    fn next_wanted(&self) -> Option<(Key, bool)> {
         let mut state = self.state();
-        let mut wanted: Vec<Key> = state.asked.iter().cloned().collect();
+        let mut wanted: Vec<(Key, bool)> = [false, true]
+            .into_iter()
+            .flat_map(|spare| state.asked.iter().map(move |key| (key.clone(), spare)))
+            .collect();
         state.parked.retain(|parked| {
-            let at = wanted.iter().position(|key| *key == parked.key).filter(|_| !parked.claim.is_closed());
+            let is = |(key, spare): &(Key, bool)| *key == parked.key && *spare == parked.kind.is_spare();
+            let at = wanted.iter().position(is).filter(|_| !parked.claim.is_closed());
             at.map(|at| wanted.swap_remove(at)).is_some()
         });
-        wanted.pop()
+        let spare = wanted.iter().position(|(_, spare)| *spare);
+        spare.map(|at| wanted.swap_remove(at)).or_else(|| wanted.pop())
     }
+}
+
+impl State {
+    /// Takes the first machine out that is wanted.
+    fn take(&mut self, wanted: impl Fn(&Parked) -> bool) -> Option<Parked> {
+        let at = self.parked.iter().position(wanted)?;
+        Some(self.parked.swap_remove(at))
+    }
+}
+
+async fn hand_over(parked: Parked) -> Option<Spare> {
+    let (sender, spare) = oneshot::channel();
+    parked.claim.send(sender).ok()?;
+    spare.await.ok()
 }
