@@ -50,6 +50,27 @@ equals "logs follows a background process" "from the background" "$("$wrenn" cap
 [ -n "$("$wrenn" capsule logs "$id" 2>/dev/null || true)" ] && ok "logs shows the console" || ok "the console is empty"
 equals "shell passes the exit code on" 7 "$(set +e; script -qec "'$wrenn' capsule shell '$id'" /dev/null <<<'exit 7' >/dev/null 2>&1; echo $?)"
 
+"$wrenn" capsule exec "$id" -- sh -c 'echo kept >/dev/shm/word'
+"$wrenn" capsule pause "$id" >/dev/null
+equals "a paused capsule is listed as such" paused "$("$wrenn" capsule info "$id" --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["status"])')"
+equals "exec in a paused capsule fails" 125 "$(code "$wrenn" capsule exec "$id" -- true)"
+"$wrenn" capsule resume "$id" >/dev/null
+equals "a resumed capsule has its memory" kept "$("$wrenn" capsule exec "$id" -- cat /dev/shm/word)"
+clones=$("$wrenn" capsule fork -q --count 2 "$id")
+equals "fork prints an id for each copy" 2 "$(wc -l <<<"$clones")"
+for clone in $clones; do
+  equals "a copy has the memory of the original" kept "$("$wrenn" capsule exec "$clone" -- cat /dev/shm/word)"
+  "$wrenn" capsule rm "$clone" >/dev/null
+done
+"$wrenn" template create "$id" --name cli-test >/dev/null
+equals "a template is listed" 1 "$("$wrenn" template ls --type snapshot --json | python3 -c 'import json,sys; print(sum(t["name"] == "cli-test" for t in json.load(sys.stdin)))')"
+copy=$("$wrenn" capsule create -q cli-test)
+equals "a capsule of it begins where it was made" kept "$("$wrenn" capsule exec "$copy" -- cat /dev/shm/word)"
+"$wrenn" template rm cli-test >/dev/null
+equals "a removed template is gone" 1 "$(code "$wrenn" capsule create -q cli-test)"
+equals "what was made of it is not" kept "$("$wrenn" capsule exec "$copy" -- cat /dev/shm/word)"
+"$wrenn" capsule rm "$copy" >/dev/null
+
 key=$("$wrenn" keys create cli-test)
 equals "a new key works" "$id" "$(WRENN_API_KEY=$key "$wrenn" capsule ls -q | grep -x "$id")"
 "$wrenn" completion bash | grep -q 'complete -F' || fail "completion"

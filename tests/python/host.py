@@ -29,7 +29,7 @@ def holdings() -> dict[str, set]:
         "loop devices": set(loops.split()),
         "cgroups": {
             path.name for root in CGROUP_ROOTS for path in root.glob(f"wrenn-{installation()}/*/")
-        } - spare["directories"],
+        } - spare["cgroups"],
         "directories": names(WRENN_DIR / "capsules", "") - spare["directories"],
         "rows": rows(),
     }
@@ -37,7 +37,7 @@ def holdings() -> dict[str, set]:
 
 def spares() -> dict[str, set]:
     """What machines hold that are ready for the next creates, or are being made so: they belong to no template by name."""
-    found = {"slots": set(), "processes": set(), "directories": set()}
+    found = {"slots": set(), "processes": set(), "directories": set(), "cgroups": set()}
     for path in (WRENN_DIR / "capsules").glob("*/capsule.json"):
         try:
             record = json.loads(path.read_text())
@@ -45,6 +45,7 @@ def spares() -> dict[str, set]:
             continue
         if record["spec"]["template_name"] == "":
             found["directories"].add(path.parent.name)
+            found["cgroups"].add((record["machine"] or {}).get("id"))
             found["slots"].add(str(record["slot"]))
             found["processes"].add((record["machine"] or {}).get("pid"))
     return found

@@ -41,6 +41,13 @@ pub enum Phase {
     Stopped,
 }
 
+impl CapsuleSpec {
+    /// Whether this is a machine that no capsule was asked for yet: nobody's template has an empty name.
+    pub fn is_nobodys(&self) -> bool {
+        self.template_name.is_empty()
+    }
+}
+
 impl Phase {
     /// The word for it.
     pub const fn as_str(self) -> &'static str {

@@ -172,6 +172,9 @@ impl Actor {
         &mut self,
         base: &std::path::Path,
     ) -> Result<Option<Arc<dyn Machine>>, CapsuleError> {
+        if self.record.spec.is_nobodys() {
+            return Ok(None);
+        }
         let key = FileKey::of(&fs::metadata(base)?);
         let shape = self.record.spec.shape;
         let Some(blank) = self.env.warm.pool().claim_blank(key, shape).await else { return Ok(None) };
