@@ -189,6 +189,8 @@ pub enum RunState {
     Running,
     /// They do not: stopped by [`Machine::pause`], or not yet started.
     Paused,
+    /// They do not, because a write of theirs found the host's disk full: [`Machine::cont`] does it once more.
+    DiskFull,
     /// Any other state, in the VMM's own word.
     Other(String),
 }

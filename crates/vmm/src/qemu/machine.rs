@@ -243,6 +243,8 @@ impl Machine for QemuMachine {
         Ok(match status.as_str() {
             "running" => RunState::Running,
             "paused" | "prelaunch" | "inmigrate" => RunState::Paused,
+            // What an error of a write leads to by default, if it is this one; others are told to the guest.
+            "io-error" => RunState::DiskFull,
             _ => RunState::Other(status),
         })
     }
