@@ -116,13 +116,22 @@ impl Endpoint {
     }
 
     /// As [`init`](Self::init), again and again until the daemon is there; never gives up on one that does not answer,
-    /// so put a limit around it.
+    /// so put a limit around it. `renewed` has the token that the body brings: a daemon that took it may have answered too
+    /// late, and then knows no other.
     ///
     /// # Errors
     /// Where it refused.
-    pub async fn init_when_there(&self, body: &InitRequest) -> Result<InitResponse, EndpointError> {
+    pub async fn init_when_there(
+        &self,
+        body: &InitRequest,
+        renewed: &Self,
+    ) -> Result<InitResponse, EndpointError> {
         loop {
-            match tokio::time::timeout(INIT_ATTEMPT, self.init(body)).await {
+            let mut answer = tokio::time::timeout(INIT_ATTEMPT, self.init(body)).await;
+            if let Ok(Err(EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. })) = answer {
+                answer = tokio::time::timeout(INIT_ATTEMPT, renewed.init(body)).await;
+            }
+            match answer {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(refused @ EndpointError::Refused { .. })) => return Err(refused),
                 Ok(Err(EndpointError::Unreachable(_))) | Err(_) => tokio::time::sleep(CONNECT_PAUSE).await,
@@ -172,4 +181,46 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::extract::State;
+    use axum::routing::post;
+    use http::HeaderMap;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Takes the new token at the first call, and answers that one too late.
+    async fn init(State(calls): State<Arc<AtomicU32>>, headers: HeaderMap) -> (StatusCode, &'static str) {
+        if calls.fetch_add(1, Ordering::SeqCst) == 0 {
+            tokio::time::sleep(INIT_ATTEMPT * 2).await;
+        } else if headers[ACCESS_TOKEN_HEADER] != "new" {
+            return (StatusCode::UNAUTHORIZED, r#"{"code": "unauthenticated", "message": "wrong"}"#);
+        }
+        (StatusCode::OK, r#"{"version": "1", "kernel": "6"}"#)
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_took_its_new_token_and_answered_too_late_is_asked_with_that_one() {
+        let address = Ipv4Addr::new(127, 83, 19, 7);
+        let listener = TcpListener::bind((address, GUEST_PORT)).await.unwrap();
+        let calls = Arc::new(AtomicU32::new(0));
+        let daemon = axum::Router::new().route("/init", post(init)).with_state(Arc::clone(&calls));
+        let serving = tokio::spawn(async move { axum::serve(listener, daemon).await });
+        let (known, renewed) = (Endpoint::new(address, "old"), Endpoint::new(address, "new"));
+        let answer = known.init_when_there(&InitRequest::default(), &renewed).await.unwrap();
+        assert_eq!((answer.version.as_str(), calls.load(Ordering::SeqCst)), ("1", 3));
+        let neither = Endpoint::new(address, "neither");
+        let refused = known.init_when_there(&InitRequest::default(), &neither).await.unwrap_err();
+        assert!(
+            matches!(refused, EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. }),
+            "{refused}"
+        );
+        serving.abort();
+    }
 }

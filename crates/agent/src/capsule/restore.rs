@@ -133,12 +133,12 @@ impl Actor {
             disk_bytes: (wanted > had).then_some(wanted),
             ..identity_request(&self.record)
         };
-        let known = self.endpoint(token)?;
-        let answer = self.wait_for_guest(machine, known.init_when_there(&request)).await?;
+        let (known, renewed) = (self.endpoint(token)?, self.endpoint(&self.record.access_token)?);
+        let answer = self.wait_for_guest(machine, known.init_when_there(&request, &renewed)).await?;
         self.record.guest = Some(answer.map_err(|error| CapsuleError::Init(error.to_string()))?);
         steps.done("guest");
         fault::point("resume.ready");
-        self.capsule.set_endpoint(Some(self.endpoint(&self.record.access_token)?));
+        self.capsule.set_endpoint(Some(renewed));
         self.capsule.forget_idleness();
         Ok(())
     }
