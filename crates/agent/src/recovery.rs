@@ -49,32 +49,43 @@ pub async fn recover(manager: &Manager) -> Result<Recovered, RecoveryError> {
     let records = read_records(&manager.env().config.capsules_dir())?;
     let keep: BTreeSet<SlotIndex> = records.iter().filter_map(|record| record.slot).collect();
     sweep(manager.env(), &records, &keep).await?;
-    let capsules: Vec<_> = records
-        .into_iter()
-        .map(|record| {
-            let id = record.spec.id;
-            let start = match record.phase {
-                // A pause that was not committed leaves the guest whole, and at most stopped.
-                Phase::Running | Phase::Pausing => Start::Adopt(Box::new(record)),
-                // A resume that was not committed has let nobody in: what it was saved in is what it is.
-                Phase::Paused | Phase::Resuming => Start::Paused(Box::new(record)),
-                Phase::Starting | Phase::Stopping | Phase::Stopped => Start::Remove(Box::new(record)),
-            };
-            manager.insert(id, start)
-        })
-        .collect();
+    // A pause that was not committed leaves the guest whole, and at most stopped.
+    let (running, others): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| matches!(record.phase, Phase::Running | Phase::Pausing));
     let mut recovered = Recovered::default();
-    for capsule in capsules {
-        match capsule.booted().await {
-            Ok(state) if state.phase == Phase::Paused => recovered.paused += 1,
-            Ok(_) => recovered.adopted += 1,
-            Err(why) => {
-                recovered.removed += 1;
-                info!(capsule = %capsule.id(), "removed what was left of a capsule: {}", why.chain());
+    // First, so that they hold their slots before the others give theirs back: a capsule that was just paused may still
+    // name the slot that it gave to another.
+    let running = running.into_iter().map(|record| (record.spec.id, Start::Adopt(Box::new(record))));
+    recovered.count(manager, running.collect()).await;
+    let others = others.into_iter().map(|record| {
+        let id = record.spec.id;
+        let start = match record.phase {
+            // A resume that was not committed has let nobody in: what it was saved in is what it is.
+            Phase::Paused | Phase::Resuming => Start::Paused(Box::new(record)),
+            _ => Start::Remove(Box::new(record)),
+        };
+        (id, start)
+    });
+    recovered.count(manager, others.collect()).await;
+    Ok(recovered)
+}
+
+impl Recovered {
+    /// Lets capsules begin, all at once, and counts what becomes of them.
+    async fn count(&mut self, manager: &Manager, starts: Vec<(CapsuleId, Start)>) {
+        let begin = |(id, start)| manager.insert(id, start);
+        let capsules: Vec<_> = starts.into_iter().map(begin).collect();
+        for capsule in capsules {
+            match capsule.booted().await {
+                Ok(state) if state.phase == Phase::Paused => self.paused += 1,
+                Ok(_) => self.adopted += 1,
+                Err(why) => {
+                    self.removed += 1;
+                    info!(capsule = %capsule.id(), "removed what was left of a capsule: {}", why.chain());
+                }
             }
         }
     }
-    Ok(recovered)
 }
 
 /// Removes VMMs and network slots of this installation that no record names.
