@@ -153,11 +153,17 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
     use std::os::unix::fs::OpenOptionsExt;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let mut file: File =
-        fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    fs::rename(&beside, path)
+    let write = || {
+        let mut file: File =
+            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&beside, path)
+    };
+    write().inspect_err(|_full| {
+        // The room that it takes is what is missing most.
+        let _absent = fs::remove_file(&beside);
+    })
 }
 
 #[cfg(test)]

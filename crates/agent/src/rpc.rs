@@ -230,7 +230,10 @@ impl pb::AgentService for AgentRpc {
     ) -> ServiceResult<impl Encodable<pb::CreateSnapshotResponse> + Send + use<>> {
         let request = request.to_owned_message();
         let (capsule, path) = (self.find(&request.capsule_id)?, template_path(&request.template_path)?);
-        let made = self.manager.make_template(&capsule, &path, &request.template_name).await;
+        // In a task: where the caller goes away the directory must not, in which the snapshot is being written.
+        let (manager, name) = (self.manager.clone(), request.template_name);
+        let made = tokio::spawn(async move { manager.make_template(&capsule, &path, &name).await }).await;
+        let made = made.map_err(|error| ConnectError::internal(error.to_string()))?;
         let Made { size_bytes, shape } = made.map_err(|error| refusal(&error))?;
         Response::ok(pb::CreateSnapshotResponse {
             size_bytes,

@@ -35,10 +35,12 @@ impl Tidy {
         } else {
             None
         };
-        crate::blocking(move || {
+        let stem = new_stem("memory");
+        let made = Made::new(&dir, &stem, flat.as_ref());
+        let written = crate::blocking(move || {
             let image = Image::open(&dir.join(&saved.memory))?;
             let before = image.header_path().to_owned();
-            let image = smaller(image, &dir)?;
+            let image = smaller(image, &dir, &stem)?;
             if flat.is_none() && image.header_path() == before {
                 return Ok(None);
             }
@@ -46,24 +48,52 @@ impl Tidy {
             let files = image.files();
             files::sync(files.iter().map(PathBuf::as_path))?;
             let devices = dir.join(&saved.devices);
-            Ok(Some(Saved::describe(&image, &devices, &chain, saved.about())?))
-        })
-        .await
+            let saved = Saved::describe(&image, &devices, &chain, saved.about())?;
+            Ok::<_, CapsuleError>(Some((saved, made)))
+        });
+        Ok(written.await?.map(|(saved, made)| {
+            made.keep();
+            saved
+        }))
+    }
+}
+
+/// New files, which go again unless they are kept: a capsule may be resumed while they are written, and the thread that
+/// writes them goes on to its end all the same.
+#[derive(Debug)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn new(dir: &Path, stem: &str, flat: Option<&Chain>) -> Self {
+        let memory = ["base", "layer", "image"].map(|kind| dir.join(format!("{stem}.{kind}")));
+        Self(memory.into_iter().chain(flat.map(|chain| chain.top().to_owned())).collect())
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Most were not made; one that does not go is removed as a leftover later.
+            let _absent = std::fs::remove_file(path);
+        }
     }
 }
 
 /// The image with a new base where its layers have outgrown a quarter of the memory, or with its layers merged where
-/// they are as many as there may be.
-fn smaller(image: Image, dir: &Path) -> Result<Image, CapsuleError> {
+/// they are as many as there may be. New files are called `stem`.
+fn smaller(image: Image, dir: &Path, stem: &str) -> Result<Image, CapsuleError> {
     let blocks: u64 = image.overrides().iter().map(|extent| extent.count).sum();
     if blocks * BLOCK_BYTES as u64 > image.size_bytes() / 4 {
-        let stem = new_stem("memory");
         let base = dir.join(format!("{stem}.base"));
         image.materialise(&base, true)?;
         fault::point("tidy.rebased");
         return over(None, &base, &dir.join(format!("{stem}.image")), true);
     }
-    let image = with_room(image, dir, MAX_LAYERS - 1)?;
+    let image = with_room(image, dir, stem, MAX_LAYERS - 1)?;
     fault::point("tidy.merged");
     Ok(image)
 }
