@@ -25,6 +25,9 @@ pub enum CapsuleError {
     /// Its VM ended while the call ran.
     #[error("the virtual machine ended meanwhile: {0}")]
     VmDied(String),
+    /// The host has no room for what the guest writes.
+    #[error("the host's disk is full: the guest waits until there is room on it")]
+    DiskFull,
     /// The guest daemon did not get ready for a pause.
     #[error("the guest did not get ready to be paused: {0}")]
     Prepare(String),

@@ -3,7 +3,7 @@
 //! With the feature `faults`, an agent whose environment has `WRENN_FAULT` set to a point's name kills itself with SIGKILL
 //! when it gets there. Without the feature the calls are nothing.
 
-/// Every point, in the order in which an agent may reach them.
+/// Every point, by what is under way, in the order in which an agent may reach them.
 pub const POINTS: &[&str] = &[
     "pause.begun",
     "pause.prepared",
@@ -36,6 +36,8 @@ pub const POINTS: &[&str] = &[
     "tidy.rebased",
     "tidy.flattened",
     "tidy.committed",
+    "start.acquired",
+    "start.launched",
 ];
 
 /// Dies here if a test wants so.

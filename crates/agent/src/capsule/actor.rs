@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use wrenn_vmm::FileKey;
 
+use super::house::House;
 use super::parked::Claimed;
 use super::resources::Resources;
 use super::snapshot::SnapshotPlan;
@@ -56,6 +57,7 @@ pub(crate) struct Actor {
     pub(super) dir: PathBuf,
     pub(super) record: Record,
     pub(super) held: Resources,
+    pub(super) house: House,
     commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
 }
@@ -114,7 +116,9 @@ impl Start {
         };
         let dir = env.config.capsules_dir().join(record.spec.id.to_string());
         let held = Resources::default();
-        let mut actor = Actor { env, capsule: capsule.clone(), dir, record, held, commands, state: sender };
+        let house = House::default();
+        let mut actor =
+            Actor { env, capsule: capsule.clone(), dir, record, held, house, commands, state: sender };
         let tasks = actor.env.tasks.clone();
         tasks.spawn(async move {
             if let Some(last) = actor.run(plan).await {
@@ -173,7 +177,7 @@ impl Actor {
         let started = match plan {
             Plan::Create => self.begin().await,
             Plan::Copy(source) => self.begin_from_snapshot(&source).await,
-            Plan::Adopt => self.take_over().await,
+            Plan::Adopt => return self.adopt().await,
             Plan::Paused => {
                 self.settle_paused().await;
                 return Step::Rest;
@@ -183,34 +187,55 @@ impl Actor {
             Plan::Spare(from, reply, claimed) => return self.be_spare(&from, reply, claimed).await,
             Plan::Blank(from, reply, claimed) => return self.be_blank(&from, reply, claimed).await,
         };
-        match started {
+        match started.and_then(|()| self.commit_running()) {
             Ok(()) => {
-                self.open_up(String::new());
+                self.open_up();
                 Step::Serve
             }
-            Err(failure) => {
-                if !matches!(failure, CapsuleError::Stopping(_)) {
-                    warn!(capsule = %self.capsule.id(), "capsule did not start: {}", failure.chain());
-                }
-                Step::End(failure.chain(), Some(Arc::new(failure)))
-            }
+            Err(failure) => self.not_started(failure),
         }
     }
 
+    fn not_started(&self, failure: CapsuleError) -> Step {
+        if !matches!(failure, CapsuleError::Stopping(_)) {
+            warn!(capsule = %self.capsule.id(), "capsule did not start: {}", failure.chain());
+        }
+        Step::End(failure.chain(), Some(Arc::new(failure)))
+    }
+
+    /// Takes a running capsule over. Its record says already that it is to be, so it need not be written for that.
+    async fn adopt(&mut self) -> Step {
+        if let Err(failure) = self.take_over().await {
+            return self.not_started(failure);
+        }
+        if let Err(failure) = self.commit_running() {
+            warn!(capsule = %self.capsule.id(), "its record stays as it was: {}", failure.chain());
+        }
+        self.open_up();
+        Step::Serve
+    }
+
+    /// Writes down that the capsule runs. Before this an agent that dies takes what the guest has done along, so nobody may
+    /// have been let in.
+    fn commit_running(&mut self) -> Result<(), CapsuleError> {
+        self.record.phase = Phase::Running;
+        self.record.generation += 1;
+        self.record.last_active = self.capsule.last_active();
+        Ok(self.record.write(&self.dir)?)
+    }
+
     /// Lets traffic in. The gate is open first: whoever hears that the capsule runs may use it at once.
-    fn open_up(&mut self, reason: String) {
+    fn open_up(&self) {
         self.capsule.inner.gate.open();
-        self.enter(Phase::Running, reason, None);
+        self.publish(String::new(), None);
     }
 
     /// Removes what an agent that died in a pause or a resume has left beside the saved state.
     async fn settle_paused(&mut self) {
         self.let_go_surely().await;
         self.record.disk = self.record.saved.as_ref().map(|saved| saved.disk.clone());
-        if let Err(failure) = self.remove_leftovers().await {
-            // Damage is told to whoever resumes it; until then nothing is lost.
-            warn!(capsule = %self.capsule.id(), "cannot clear up: {}", failure.chain());
-        }
+        // Damage stands in the way of that and is told to whoever resumes it; until then nothing is lost.
+        self.clear_up().await;
         self.enter(Phase::Paused, String::new(), None);
     }
 
@@ -242,6 +267,7 @@ impl Actor {
     async fn serve(&mut self) -> Step {
         let (ending, detach) = (self.capsule.inner.ending.clone(), self.env.detach.clone());
         let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let Some(machine) = self.held.machine.clone() else { return Step::End(String::new(), None) };
             let step = tokio::select! {
@@ -256,7 +282,7 @@ impl Actor {
                     return Step::End(format!("vm_died: {how}"), None);
                 }
                 Some(command) = self.commands.recv() => self.obey_running(command).await,
-                _ = tick.tick() => self.keep_house().await,
+                _ = tick.tick() => self.keep_house(&*machine).await,
             };
             if let Some(step) = step {
                 return step;
@@ -331,25 +357,22 @@ impl Actor {
     }
 
     async fn take_tidied(&mut self, outcome: Result<Option<Saved>, CapsuleError>) {
-        let saved = match outcome {
-            Ok(None) => return,
-            Ok(Some(saved)) => saved,
-            Err(failure) => {
-                warn!(capsule = %self.capsule.id(), "its files stay as they are: {}", failure.chain());
-                return;
-            }
-        };
         let before = self.record.clone();
-        self.record.disk = Some(saved.disk.clone());
-        self.record.saved = Some(saved);
-        if let Err(failure) = self.record.write(&self.dir) {
+        let committed = match outcome {
+            Ok(None) => return,
+            Ok(Some(saved)) => {
+                self.record.disk = Some(saved.disk.clone());
+                self.record.saved = Some(saved);
+                self.record.write(&self.dir).map_err(CapsuleError::from)
+            }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = committed {
             self.record = before;
-            warn!(capsule = %self.capsule.id(), "its files stay as they are: {failure}");
+            warn!(capsule = %self.capsule.id(), "its files stay as they are: {}", failure.chain());
         }
         fault::point("tidy.committed");
-        if let Err(failure) = self.remove_leftovers().await {
-            warn!(capsule = %self.capsule.id(), "replaced files are left: {}", failure.chain());
-        }
+        self.clear_up().await;
     }
 
     /// Brings a paused capsule back; where that fails it is paused as before.
@@ -358,10 +381,10 @@ impl Actor {
         let saved = self.record.saved.clone().ok_or_else(gone)?;
         self.enter(Phase::Resuming, String::new(), None);
         fault::point("resume.begun");
-        match self.restore(&saved).await {
+        match self.restore(&saved).await.and_then(|()| self.commit_running()) {
             Ok(()) => {
-                self.open_up(String::new());
                 fault::point("resume.committed");
+                self.open_up();
                 Ok(())
             }
             Err(failure) => {
@@ -369,9 +392,7 @@ impl Actor {
                 let reason = format!("resume_failed: {}", failure.chain());
                 self.let_go_surely().await;
                 self.record.disk = Some(saved.disk);
-                if let Err(failure) = self.remove_leftovers().await {
-                    warn!(capsule = %self.capsule.id(), "files of a failed resume are left: {}", failure.chain());
-                }
+                self.clear_up().await;
                 self.enter(Phase::Paused, reason, None);
                 Err(Arc::new(failure))
             }
@@ -382,27 +403,6 @@ impl Actor {
     fn reply(&self, reply: oneshot::Sender<Answer<State>>, outcome: Answer<()>) {
         // Whoever asked may have gone.
         let _gone = reply.send(outcome.map(|()| self.capsule.state()));
-    }
-
-    fn is_idle(&self) -> bool {
-        let limit = i64::from(self.record.spec.timeout_sec);
-        limit > 0 && unix_now() - self.capsule.last_active() >= limit
-    }
-
-    async fn keep_house(&mut self) -> Option<Step> {
-        if self.is_idle() {
-            return Some(match self.pause("ttl_expired").await {
-                Ok(()) => Step::Rest,
-                Err(failure) => Step::End(format!("ttl_expired: {}", failure.chain()), None),
-            });
-        }
-        if let Err(failure) = console::trim(&self.dir) {
-            warn!(capsule = %self.capsule.id(), "cannot trim the console log: {failure}");
-        }
-        if self.capsule.last_active() != self.record.last_active {
-            self.save();
-        }
-        None
     }
 
     /// Gives everything back.

@@ -177,9 +177,7 @@ impl Actor {
             machine.cont().await?;
         }
         self.capsule.set_endpoint(Some(self.endpoint(&self.record.access_token)?));
-        if let Err(failure) = self.remove_leftovers().await {
-            warn!(capsule = %self.capsule.id(), "files of an unfinished save are left: {}", failure.chain());
-        }
+        self.clear_up().await;
         debug!(capsule = %self.capsule.id(), "capsule taken over");
         Ok(())
     }

@@ -19,6 +19,7 @@
 
 mod actor;
 mod boot;
+mod house;
 mod parked;
 mod pause;
 mod resources;

@@ -9,6 +9,7 @@ use wrenn_image::{Image, MAX_LAYERS};
 use wrenn_vmm::{Machine, MemorySaved, MemoryTarget};
 
 use super::actor::Actor;
+use super::house::finds_disk_full;
 use crate::error::CapsuleError;
 use crate::fault;
 use crate::files;
@@ -67,9 +68,7 @@ impl Actor {
         }
         tracing::debug!(capsule = %self.capsule.id(), reason, "pause committed");
         fault::point("pause.committed");
-        if let Err(failure) = self.remove_leftovers().await {
-            warn!(capsule = %self.capsule.id(), "replaced files are left: {}", failure.chain());
-        }
+        self.clear_up().await;
         Ok(memory)
     }
 
@@ -83,6 +82,7 @@ impl Actor {
         let prepared = tokio::select! {
             prepared = tokio::time::timeout(PREPARE, endpoint.prepare()) => prepared,
             how = machine.exited() => return Err(CapsuleError::VmDied(how.to_string())),
+            () = finds_disk_full(machine) => return Err(CapsuleError::DiskFull),
             () = self.capsule.ending().cancelled() => return Err(CapsuleError::Stopping(self.capsule.id())),
         };
         match prepared {
@@ -101,7 +101,7 @@ impl Actor {
         let (dir, header) = (self.dir.clone(), self.dir.join(&saved.memory));
         crate::blocking(move || {
             let image = Image::open(&header)?;
-            Ok(Some(Arc::new(with_room(image, &dir, MAX_LAYERS - 1)?)))
+            Ok(Some(Arc::new(with_room(image, &dir, &new_stem("memory"), MAX_LAYERS - 1)?)))
         })
         .await
     }
@@ -143,13 +143,15 @@ impl Actor {
     /// After a failed pause: as if nothing had been.
     async fn run_on(&mut self, failure: &CapsuleError) {
         warn!(capsule = %self.capsule.id(), "not paused: {}", failure.chain());
-        if let Err(failure) = self.remove_leftovers().await {
-            warn!(capsule = %self.capsule.id(), "files of a failed pause are left: {}", failure.chain());
-        }
+        self.clear_up().await;
         let Some(machine) = &self.held.machine else { return };
         if let Err(error) = machine.cont().await {
             // Then it has ended, which the actor notices next.
             warn!(capsule = %self.capsule.id(), %error, "the guest does not go on");
+        }
+        // Connections that the guest let go of to be paused may still look alive from here.
+        if let Ok(endpoint) = self.endpoint(&self.record.access_token) {
+            self.capsule.set_endpoint(Some(endpoint));
         }
         self.capsule.gate().open();
         self.enter(Phase::Running, format!("pause_failed: {}", failure.chain()), None);
@@ -164,8 +166,15 @@ impl Actor {
         self.save();
     }
 
-    /// Removes files in the capsule's directory that belong to no saved state and no disk in use.
-    pub(super) async fn remove_leftovers(&self) -> Result<(), CapsuleError> {
+    /// Removes files in the capsule's directory that belong to no saved state and no disk in use: what was replaced, what
+    /// was never finished. Where that fails they cost room, and the next time they go.
+    pub(super) async fn clear_up(&self) {
+        if let Err(failure) = self.remove_leftovers().await {
+            warn!(capsule = %self.capsule.id(), "files that nobody needs are left: {}", failure.chain());
+        }
+    }
+
+    async fn remove_leftovers(&self) -> Result<(), CapsuleError> {
         let (dir, saved) = (self.dir.clone(), self.record.saved.clone());
         crate::blocking(move || Saved::remove_others(saved.as_ref(), &dir)).await?;
         if let Some(top) = &self.record.disk {
@@ -214,12 +223,11 @@ pub(super) fn over(
     Ok(Image::create(header, &parent.base_path(), &layers, durable)?)
 }
 
-/// The image with its layers merged into one where it has more than `most`. Blocks.
-pub(super) fn with_room(image: Image, dir: &Path, most: usize) -> Result<Image, CapsuleError> {
+/// The image with its layers merged into one where it has more than `most`. New files are called `stem`. Blocks.
+pub(super) fn with_room(image: Image, dir: &Path, stem: &str, most: usize) -> Result<Image, CapsuleError> {
     if image.layers() <= most {
         return Ok(image);
     }
-    let stem = new_stem("memory");
     let merged = dir.join(format!("{stem}.layer"));
     image.merge(&merged, true)?;
     Ok(Image::create(&dir.join(format!("{stem}.image")), &image.base_path(), &[&*merged], true)?)

@@ -9,6 +9,7 @@ use wrenn_vmm::{DiskFiles, LaunchSpec, Machine, Start};
 
 use super::actor::Actor;
 use crate::error::CapsuleError;
+use crate::fault;
 use crate::remains;
 
 /// Translation buffer of an emulated guest in MiB: enough for a kernel and a busy user space.
@@ -39,6 +40,7 @@ impl Actor {
     /// Takes a network slot.
     pub(super) async fn take_slot(&mut self) -> Result<(), CapsuleError> {
         let slot = self.env.network.acquire().await?;
+        fault::point("start.acquired");
         self.record.slot = Some(slot.index());
         self.held.slot = Some(slot);
         self.save();
@@ -59,6 +61,7 @@ impl Actor {
     /// Starts the VMM in the slot, without a disk.
     pub(super) async fn launch(&mut self, start: Start) -> Result<Arc<dyn Machine>, CapsuleError> {
         let machine = self.env.vmm.launch(self.launch_spec(start)?).await?;
+        fault::point("start.launched");
         self.record.machine = Some(machine.record().clone());
         self.held.machine = Some(machine.clone());
         self.save();

@@ -78,7 +78,7 @@ impl Actor {
         let old = self.env.disks.open(&self.dir, &top).await?;
         let next = self.env.disks.push(&old, None).await?;
         if let Err(failure) = machine.stage_disk(next.top()).await {
-            self.remove_leftovers().await?;
+            self.clear_up().await;
             return Err(failure.into());
         }
         let taken = self.take(plan, &*machine, &next).await;
@@ -95,7 +95,7 @@ impl Actor {
                 if let Err(error) = machine.unstage_disk(next.top()).await {
                     warn!(capsule = %self.capsule.id(), %error, "an unused disk layer stays open");
                 }
-                self.remove_leftovers().await?;
+                self.clear_up().await;
                 return Err(failure);
             }
         };
@@ -158,7 +158,7 @@ impl Actor {
                     over(None, &base, &dir.join(name), false)?
                 }
             };
-            Ok(Arc::new(with_room(image, &dir, MAX_LAYERS - 2)?))
+            Ok(Arc::new(with_room(image, &dir, &new_stem("memory"), MAX_LAYERS - 2)?))
         })
         .await
     }
