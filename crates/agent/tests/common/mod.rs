@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +20,7 @@ use wrenn_core::{CapsuleId, Shape};
 use wrenn_vmm::AcceleratorChoice;
 
 /// A data directory of its own, over the base images that all tests share.
+#[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) dir: TempDir,
 }
@@ -77,6 +79,23 @@ impl Host {
     }
 }
 
+/// A test that fails leaves nothing running either.
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let config = self.config();
+        let removed = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().map_err(anyhow::Error::from)?;
+            runtime.block_on(wrenn_agent::remains::remove_all(&config))
+        });
+        if !matches!(removed.join(), Ok(Ok(_))) {
+            eprintln!("something of {} is left", self.dir.path().display());
+        }
+    }
+}
+
 pub(crate) fn image_cache() -> PathBuf {
     std::env::var_os("WRENN_IMAGE_CACHE").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/wrenn-images"),
@@ -115,7 +134,13 @@ pub(crate) async fn shell(capsule: &Capsule, line: &str) -> String {
 
 /// Runs a shell line in a capsule: its exit code, and what it printed to both streams.
 pub(crate) async fn run(capsule: &Capsule, line: &str) -> (i64, String) {
-    let endpoint = capsule.endpoint().expect("the capsule runs");
+    let failed = |error| panic!("`{line}`: {error}: {:?}", capsule.state());
+    try_run(capsule, line).await.unwrap_or_else(failed)
+}
+
+/// The same in a capsule that may be paused or gone at any moment: an error where the answer does not come to its end.
+pub(crate) async fn try_run(capsule: &Capsule, line: &str) -> anyhow::Result<(i64, String)> {
+    let endpoint = capsule.endpoint().context("it does not run")?;
     let message = serde_json::json!({ "process": { "cmd": "/bin/sh", "args": ["-c", line] } }).to_string();
     // The Connect protocol's envelope: flags, length, message.
     let mut body = vec![0];
@@ -125,9 +150,9 @@ pub(crate) async fn run(capsule: &Capsule, line: &str) -> (i64, String) {
         .header("content-type", "application/connect+json")
         .body(Body::from(body))
         .expect("a request");
-    let answer = endpoint.send(request).await.expect("the guest answers").into_body();
-    let bytes = answer.collect().await.expect("the stream ends").to_bytes();
-    let (mut output, mut code, mut rest) = (Vec::new(), -1, &bytes[..]);
+    let answer = endpoint.send(request).await?.into_body();
+    let bytes = answer.collect().await?.to_bytes();
+    let (mut output, mut code, mut rest) = (Vec::new(), None, &bytes[..]);
     while rest.len() >= 5 {
         let length = u32::from_be_bytes(rest[1..5].try_into().expect("four bytes")) as usize;
         let message: serde_json::Value = serde_json::from_slice(&rest[5..5 + length]).expect("JSON");
@@ -138,9 +163,9 @@ pub(crate) async fn run(capsule: &Capsule, line: &str) -> (i64, String) {
             output.extend(STANDARD.decode(text).expect("base64"));
         }
         if let Some(end) = event.get("end") {
-            code = end["exitCode"].as_i64().unwrap_or(0);
+            code = Some(end["exitCode"].as_i64().unwrap_or(0));
         }
         assert!(message.get("error").is_none(), "{message}");
     }
-    (code, String::from_utf8_lossy(&output).trim().to_owned())
+    Ok((code.context("it does not end")?, String::from_utf8_lossy(&output).trim().to_owned()))
 }
