@@ -19,6 +19,15 @@ pub(crate) fn sync<'a>(files: impl IntoIterator<Item = &'a Path>) -> io::Result<
     directories.into_iter().try_for_each(|dir| File::open(dir)?.sync_all())
 }
 
+/// Brings the names in a directory, and the directory's own, to the disk.
+///
+/// # Errors
+/// Where the disk fails.
+pub(crate) fn sync_names(dir: &Path) -> io::Result<()> {
+    let own = dir.parent().into_iter();
+    std::iter::once(dir).chain(own).try_for_each(|dir| File::open(dir)?.sync_all())
+}
+
 /// Lets every user read a file that nobody writes any more. Who may get at it is decided by the directories it is in.
 pub(crate) fn share_reading(file: &Path) -> io::Result<()> {
     fs::set_permissions(file, Permissions::from_mode(0o444))

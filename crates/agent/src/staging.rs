@@ -66,7 +66,7 @@ impl Staged {
         File::open(self.path())?.sync_all()?;
         fs::rename(self.path(), place)?;
         self.dir = None;
-        File::open(parent)?.sync_all()
+        files::sync_names(parent)
     }
 }
 

@@ -357,18 +357,12 @@ impl Actor {
     }
 
     async fn take_tidied(&mut self, outcome: Result<Option<Saved>, CapsuleError>) {
-        let before = self.record.clone();
         let committed = match outcome {
             Ok(None) => return,
-            Ok(Some(saved)) => {
-                self.record.disk = Some(saved.disk.clone());
-                self.record.saved = Some(saved);
-                self.record.write(&self.dir).map_err(CapsuleError::from)
-            }
+            Ok(Some(saved)) => self.commit(saved, Phase::Paused),
             Err(failure) => Err(failure),
         };
         if let Err(failure) = committed {
-            self.record = before;
             warn!(capsule = %self.capsule.id(), "its files stay as they are: {}", failure.chain());
         }
         fault::point("tidy.committed");

@@ -56,20 +56,28 @@ impl Actor {
         fault::point("pause.stopped");
         let (memory, saved) = self.write_files(&*machine, parent).await?;
         self.check_ending()?;
-        let before = self.record.clone();
-        self.record.disk = Some(saved.disk.clone());
-        self.record.saved = Some(saved);
-        self.record.phase = Phase::Paused;
-        self.record.generation += 1;
-        self.record.last_active = self.capsule.last_active();
-        if let Err(error) = self.record.write(&self.dir) {
-            self.record = before;
-            return Err(error.into());
-        }
+        self.commit(saved, Phase::Paused)?;
         tracing::debug!(capsule = %self.capsule.id(), reason, "pause committed");
         fault::point("pause.committed");
         self.clear_up().await;
         Ok(memory)
+    }
+
+    /// Makes `saved`, which is on the disk, what the capsule is in: durably, or not at all.
+    pub(super) fn commit(&mut self, saved: Saved, phase: Phase) -> Result<(), CapsuleError> {
+        let before = self.record.clone();
+        self.record.disk = Some(saved.disk.clone());
+        self.record.saved = Some(saved);
+        if phase != self.record.phase {
+            self.record.generation += 1;
+        }
+        self.record.phase = phase;
+        self.record.last_active = self.capsule.last_active();
+        let written = self.record.write(&self.dir).and_then(|()| files::sync_names(&self.dir));
+        if written.is_err() {
+            self.record = before;
+        }
+        Ok(written?)
     }
 
     /// Ends traffic and has the guest write back what it holds.
