@@ -10,7 +10,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 /// Bytes of a page.
-const PAGE: u64 = wrenn_image::BLOCK_BYTES as u64;
+const PAGE_BYTES: usize = wrenn_image::BLOCK_BYTES;
+const PAGE: u64 = PAGE_BYTES as u64;
 
 /// Entries of pagemap read at once.
 const ENTRIES: usize = 64 * 1024;
@@ -99,7 +100,7 @@ fn read(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         let pages = usize::try_from((range.end - start) / PAGE).map_or(ENTRIES, |pages| pages.min(ENTRIES));
         let entries = &mut bytes[..pages * 8];
         pagemap.read_exact_at(entries, start / PAGE * 8)?;
-        for (entry, address) in entries.chunks_exact(8).zip((start..).step_by(PAGE as usize)) {
+        for (entry, address) in entries.chunks_exact(8).zip((start..).step_by(PAGE_BYTES)) {
             if is_written(entry.try_into().map_or(0, u64::from_le_bytes)) {
                 join(&mut found, address..address + PAGE);
             }
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn both_ways_see_the_same() {
         let file = tempfile::tempfile().unwrap();
-        let length = 9000 * PAGE as usize;
+        let length = 9000 * PAGE_BYTES;
         file.set_len(length as u64).unwrap();
         // SAFETY: a new mapping at an address of the kernel's choice, released below.
         let start = unsafe {
@@ -148,8 +149,8 @@ mod tests {
         let mut sum = 0_u8;
         for page in 0..9000 {
             match page % 2 {
-                0 => memory[page * PAGE as usize] = 1,
-                _ => sum = sum.wrapping_add(memory[page * PAGE as usize]),
+                0 => memory[page * PAGE_BYTES] = 1,
+                _ => sum = sum.wrapping_add(memory[page * PAGE_BYTES]),
             }
         }
         assert_eq!(sum, 0);
