@@ -9,7 +9,7 @@ WORK=$PWD/target/bench
 WRENN=$PWD/target/$PROFILE/wrenn
 export WRENN_IMAGE_CACHE=$PWD/target/wrenn-images
 # The platform that is measured is the one started here.
-unset WRENN_API_KEY WRENN_BASE_URL WRENN_DIR DATABASE_URL
+unset WRENN_API_KEY WRENN_BASE_URL WRENN_DIR DATABASE_URL WRENN_WARM_MB WRENN_POOL_SIZE WRENN_SETTLE_MS
 
 say "bench program"
 case $PROFILE in release) flags=--release ;; *) flags= ;; esac
@@ -27,7 +27,8 @@ trap 'status=$?; trap "" INT TERM; down || status=1; [ $status = 0 ] || tail -n 
 stop() { [ -z "$bench" ] || { kill "$bench" && wait "$bench"; } || true; exit 130; }
 bench=
 trap stop INT TERM
-"$WRENN" up --detach >&2
+# Nothing is made warm yet: the bench restarts the platform with the settings that each of its parts wants.
+WRENN_WARM_MB=0 WRENN_POOL_SIZE=0 "$WRENN" up --detach >&2
 
 say "measurements"
 set -a; . "$WRENN_DIR/env"; set +a

@@ -1,5 +1,6 @@
 //! The round trip of a command through the public API, against the same call made straight to the guest daemon.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -21,7 +22,7 @@ const PAIRS: usize = 600;
 
 /// Measures both in turn; every second pair begins with the other.
 pub(crate) async fn run(lab: &Lab, subject: &Subject) -> anyhow::Result<Vec<Line>> {
-    let daemon = client(subject)?;
+    let daemon = daemon(subject.addr, &subject.record.access_token)?;
     let (mut api, mut direct, mut answer) = <(Samples, Samples, Samples)>::default();
     for pair in 0..WARM_UP + PAIRS {
         let mut took = [Duration::ZERO; 2];
@@ -29,7 +30,7 @@ pub(crate) async fn run(lab: &Lab, subject: &Subject) -> anyhow::Result<Vec<Line
             let begun = Instant::now();
             match turn {
                 0 => through_api(lab, subject).await?,
-                _ => straight(&daemon).await?,
+                _ => straight(&daemon, PROGRAM, &[]).await?,
             }
             took[turn] = begun.elapsed();
         }
@@ -61,16 +62,20 @@ async fn through_api(lab: &Lab, subject: &Subject) -> anyhow::Result<()> {
 }
 
 /// A client of the guest daemon in the encoding that the control plane uses.
-fn client(subject: &Subject) -> anyhow::Result<ProcessClient<HttpClient>> {
-    let base = format!("http://{}:{GUEST_PORT}", subject.addr).parse()?;
-    let config = ClientConfig::new(base)
-        .proto()
-        .with_default_header(ACCESS_TOKEN_HEADER, &subject.record.access_token);
+pub(crate) fn daemon(addr: Ipv4Addr, token: &str) -> anyhow::Result<ProcessClient<HttpClient>> {
+    let base = format!("http://{addr}:{GUEST_PORT}").parse()?;
+    let config = ClientConfig::new(base).proto().with_default_header(ACCESS_TOKEN_HEADER, token);
     Ok(ProcessClient::new(HttpClient::plaintext(), config))
 }
 
-async fn straight(daemon: &ProcessClient<HttpClient>) -> anyhow::Result<()> {
-    let process = ProcessConfig { cmd: PROGRAM.to_owned(), ..ProcessConfig::default() };
+/// Runs a program to its end, past the platform, and demands that it succeeds.
+pub(crate) async fn straight(
+    daemon: &ProcessClient<HttpClient>,
+    program: &str,
+    args: &[&str],
+) -> anyhow::Result<()> {
+    let args = args.iter().map(|&arg| arg.to_owned()).collect();
+    let process = ProcessConfig { cmd: program.to_owned(), args, ..ProcessConfig::default() };
     let request = StartRequest { process: process.into(), stdin: Some(false), ..StartRequest::default() };
     let mut events = daemon.start(request).await?;
     let mut code = None;
@@ -80,6 +85,6 @@ async fn straight(daemon: &ProcessClient<HttpClient>) -> anyhow::Result<()> {
             code = Some(end.exit_code);
         }
     }
-    ensure!(code.context("the guest daemon did not say how the command ended")? == 0, "{PROGRAM} failed");
+    ensure!(code.context("the guest daemon did not say how the command ended")? == 0, "{program} failed");
     Ok(())
 }

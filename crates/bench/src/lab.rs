@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 use wrenn_agent::endpoint::Endpoint;
 use wrenn_agent::record::Record;
 use wrenn_client::{Capsule, CapsuleId, CapsuleStatus, Client, Command, CreateCapsule};
@@ -16,9 +17,9 @@ use wrenn_client::{Capsule, CapsuleId, CapsuleStatus, Client, Command, CreateCap
 const LABEL: &str = "bench";
 /// How long a capsule may take to end.
 const END: Duration = Duration::from_secs(60);
-/// How long a capsule may take to start.
+/// How long a capsule may take to start, to be paused or to be resumed.
 const START: Duration = Duration::from_secs(300);
-/// Pause between two looks at a capsule that starts; the client's own is too coarse to measure with.
+/// Pause between two looks at a capsule that the API did not wait for; the client's own is too coarse to measure with.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A running platform on this machine.
@@ -28,6 +29,10 @@ pub(crate) struct Lab {
     pub(crate) client: Client,
     /// Its data directory.
     pub(crate) dir: PathBuf,
+    /// Its program.
+    pub(crate) wrenn: PathBuf,
+    /// Restarts of it that are under way.
+    pub(crate) restarts: TaskTracker,
     run: String,
 }
 
@@ -50,11 +55,11 @@ impl Subject {
 }
 
 impl Lab {
-    /// The platform with this data directory.
-    pub(crate) fn open(dir: &Path, url: &str, key: &str) -> anyhow::Result<Self> {
+    /// The platform with this data directory and this program.
+    pub(crate) fn open(dir: &Path, wrenn: PathBuf, url: &str, key: &str) -> anyhow::Result<Self> {
         let dir = dir.canonicalize().with_context(|| format!("no data directory {}", dir.display()))?;
         let run = uuid::Uuid::new_v4().to_string();
-        Ok(Self { client: Client::new(url, key)?, dir, run })
+        Ok(Self { client: Client::new(url, key)?, dir, wrenn, restarts: TaskTracker::new(), run })
     }
 
     /// What a capsule of this run is asked to be.
@@ -64,24 +69,53 @@ impl Lab {
 
     /// Makes a capsule and waits until it runs.
     pub(crate) async fn create(&self, memory_mb: u32) -> anyhow::Result<CapsuleId> {
-        let mut capsule: Capsule = self.client.create(&self.request(memory_mb)).await?;
+        let capsule = self.client.create(&self.request(memory_mb)).await?;
+        let id = capsule.id;
+        self.settled(capsule, CapsuleStatus::Running).await?;
+        Ok(id)
+    }
+
+    /// Pauses a capsule and waits until it is.
+    pub(crate) async fn pause(&self, id: CapsuleId) -> anyhow::Result<()> {
+        let capsule = self.client.pause(id).await?;
+        self.settled(capsule, CapsuleStatus::Paused).await
+    }
+
+    /// Resumes a capsule and waits until it runs.
+    pub(crate) async fn resume(&self, id: CapsuleId) -> anyhow::Result<()> {
+        let capsule = self.client.resume(id).await?;
+        self.settled(capsule, CapsuleStatus::Running).await
+    }
+
+    async fn settled(&self, mut capsule: Capsule, wanted: CapsuleStatus) -> anyhow::Result<()> {
         let limit = Instant::now() + START;
-        while capsule.status != CapsuleStatus::Running {
-            ensure!(!capsule.status.is_terminal(), "capsule {} ended while it started", capsule.id);
-            ensure!(Instant::now() < limit, "capsule {} did not start in time", capsule.id);
+        while capsule.status != wanted {
+            let status = capsule.status;
+            ensure!(status.is_transitional(), "capsule {} is {status:?} and not {wanted:?}", capsule.id);
+            ensure!(Instant::now() < limit, "capsule {} stays {status:?}", capsule.id);
             tokio::time::sleep(LOOK).await;
             capsule = self.client.get(capsule.id).await?;
         }
-        Ok(capsule.id)
+        Ok(())
     }
 
     /// Makes a capsule that can be reached past the platform, too.
     pub(crate) async fn subject(&self, memory_mb: u32) -> anyhow::Result<Subject> {
         let id = self.create(memory_mb).await?;
-        let record = Record::read(&self.dir.join("capsules").join(id.to_string()))
-            .context("the agent's record of a capsule cannot be read; is the agent on this machine?")?;
+        let record = self.record(id)?;
         let slot = record.slot.context("a running capsule has no network slot")?;
         Ok(Subject { id, addr: slot.guest_addr(), record })
+    }
+
+    /// The directory of a capsule.
+    pub(crate) fn capsule_dir(&self, id: CapsuleId) -> PathBuf {
+        self.dir.join("capsules").join(id.to_string())
+    }
+
+    /// The agent's record of a capsule.
+    pub(crate) fn record(&self, id: CapsuleId) -> anyhow::Result<Record> {
+        Record::read(&self.capsule_dir(id))
+            .context("the agent's record of a capsule cannot be read; is the agent on this machine?")
     }
 
     /// Runs a line in a capsule, and demands that it succeeds.
@@ -105,6 +139,13 @@ impl Lab {
             self.destroy(capsule.id).await?;
         }
         Ok(())
+    }
+
+    /// Lets what is under way end, and ends whatever capsules of this run are left.
+    pub(crate) async fn close(&self) -> anyhow::Result<()> {
+        self.restarts.close();
+        self.restarts.wait().await;
+        self.release().await
     }
 
     /// The process of the host agent: a child of the supervisor.

@@ -5,17 +5,26 @@
 
 mod bare;
 mod boot;
+mod burst;
+mod clones;
+mod create;
 mod exec;
+mod fork;
 mod lab;
+mod log;
 mod memory;
+mod pairs;
+mod parts;
+mod pause;
 mod report;
+mod setup;
 mod stats;
 mod terminal;
 mod transfer;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
@@ -23,14 +32,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use wrenn_vmm::qemu::Qemu;
 use wrenn_vmm::{Accelerator, AcceleratorChoice};
 
-use crate::bare::Bare;
 use crate::lab::Lab;
-use crate::report::Line;
+use crate::parts::Run;
 
-/// Memory in MiB of the capsule that is measured: the files of the transfers fit into its page cache.
-const SUBJECT_MEMORY_MB: u32 = 1024;
-
-/// Measures a running platform on this machine
+/// Measures a running platform on this machine, and restarts it for what wants other settings
 #[derive(Debug, Parser)]
 struct Args {
     /// The platform's data directory
@@ -42,6 +47,9 @@ struct Args {
     /// A key for it
     #[arg(long, env = "WRENN_API_KEY", hide_env_values = true)]
     key: String,
+    /// The platform's program; the file `wrenn` beside this one where absent
+    #[arg(long)]
+    wrenn: Option<PathBuf>,
     /// What to measure; everything where none is named
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -57,6 +65,24 @@ struct Args {
     /// Repetitions of each boot
     #[arg(long, default_value_t = 12, value_parser = repetitions)]
     boots: usize,
+    /// Repetitions of each create from a warm template and of each resume
+    #[arg(long, default_value_t = 50, value_parser = repetitions)]
+    restores: usize,
+    /// Repetitions of each pause
+    #[arg(long, default_value_t = 12, value_parser = repetitions)]
+    pauses: usize,
+    /// Creates at once
+    #[arg(long, default_value_t = 20, value_parser = repetitions)]
+    burst: usize,
+    /// Repetitions of the creates at once
+    #[arg(long, default_value_t = 3, value_parser = repetitions)]
+    bursts: usize,
+    /// Repetitions of each fork
+    #[arg(long, default_value_t = 12, value_parser = repetitions)]
+    forks: usize,
+    /// Clones in the measurement of their memory
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    clones: u32,
 }
 
 fn repetitions(text: &str) -> Result<usize, String> {
@@ -70,11 +96,25 @@ enum Part {
     Terminal,
     Transfer,
     Boot,
+    Create,
+    Resume,
+    Pause,
+    Burst,
+    Fork,
+    Clones,
+    Pool,
 }
 
 impl Args {
     fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn wrenn(&self) -> anyhow::Result<PathBuf> {
+        match &self.wrenn {
+            Some(path) => Ok(path.canonicalize()?),
+            None => Ok(std::env::current_exe()?.with_file_name("wrenn")),
+        }
     }
 }
 
@@ -91,18 +131,15 @@ async fn main() -> ExitCode {
 
 /// Measures, prints, and releases everything whether or not that went well.
 async fn measure(args: &Args) -> anyhow::Result<()> {
-    let lab = Lab::open(&args.dir, &args.url, &args.key)?;
+    let lab = Lab::open(&args.dir, args.wrenn()?, &args.url, &args.key)?;
     println!("{}\n", machine().await?);
-    let (mut lines, bare) = (Vec::new(), OnceLock::new());
+    let (mut lines, run) = (Vec::new(), Run::new(args, &lab));
     let outcome = tokio::select! {
-        outcome = parts(args, &lab, &bare, &mut lines) => outcome,
+        outcome = run.all(&mut lines) => outcome,
         outcome = interrupted() => outcome,
     };
-    let closed = match bare.get() {
-        Some(bare) => bare.close().await,
-        None => Ok(()),
-    };
-    let released = lab.release().await;
+    let closed = run.close().await;
+    let released = lab.close().await;
     if !lines.is_empty() {
         println!("{}", report::table(&lines));
     }
@@ -130,32 +167,4 @@ async fn interrupted() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     bail!("interrupted");
-}
-
-async fn parts(args: &Args, lab: &Lab, held: &OnceLock<Bare>, lines: &mut Vec<Line>) -> anyhow::Result<()> {
-    if args.wants(Part::Memory) {
-        eprintln!("memory of the agent with {} idle capsules", args.idle);
-        lines.extend(memory::run(lab, args.idle).await?);
-    }
-    let subject = lab.subject(SUBJECT_MEMORY_MB).await?;
-    if args.wants(Part::Exec) {
-        eprintln!("round trip of a command");
-        lines.extend(exec::run(lab, &subject).await?);
-    }
-    if args.wants(Part::Terminal) {
-        eprintln!("echo of a keystroke");
-        lines.extend(terminal::run(lab, &subject).await?);
-    }
-    if args.wants(Part::Transfer) {
-        eprintln!("transfers of {} MiB", args.mib);
-        lines.extend(transfer::run(lab, &subject, args.mib, args.transfers).await?);
-    }
-    lab.destroy(subject.id).await?;
-    if args.wants(Part::Boot) {
-        eprintln!("boots");
-        let dir = lab.dir.join("bench");
-        let bare = Bare::open(&lab.dir, &subject.record, dir).await?;
-        lines.extend(boot::run(lab, held.get_or_init(|| bare), args.boots).await?);
-    }
-    Ok(())
 }

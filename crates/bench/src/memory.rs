@@ -12,7 +12,8 @@ use crate::lab::Lab;
 use crate::report::{Goal, Line};
 use crate::stats::{Samples, Summary};
 
-const SETTLE: Duration = Duration::from_secs(10);
+/// After which nothing that a create or a restore set off goes on.
+pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 const SAMPLES: usize = 20;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Capsules that boot at a time.
@@ -55,7 +56,8 @@ async fn create(lab: &Lab, count: usize) -> anyhow::Result<()> {
     created.try_for_each(async |_| Ok(())).await
 }
 
-async fn watch(pid: u32) -> anyhow::Result<Samples> {
+/// Reads the proportional set size of a process a few times, in MiB.
+pub(crate) async fn watch(pid: u32) -> anyhow::Result<Samples> {
     let mut samples = Samples::default();
     for _ in 0..SAMPLES {
         samples.number(resident_mib(pid)?);
@@ -65,7 +67,7 @@ async fn watch(pid: u32) -> anyhow::Result<Samples> {
 }
 
 /// The proportional set size of a process in MiB.
-fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     parse(&text).with_context(|| format!("{path} names no Pss"))

@@ -111,7 +111,7 @@ fn table(what: &str, samples: &[Samples; 4], size: u64) -> [Line; 3] {
 }
 
 /// Bytes that no layer can take a short way with.
-fn block() -> Bytes {
+pub(crate) fn block() -> Bytes {
     let mut state = 1_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
