@@ -18,6 +18,8 @@ use crate::record::Phase;
 
 /// Pause before an idle capsule is written out anew where the host could not do so.
 const PAUSE_AGAIN: Duration = Duration::from_secs(15);
+/// Attempts to pause an idle capsule before it is removed.
+const ATTEMPTS: u32 = 4;
 /// Pause between two looks at a guest that is waited for.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -26,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) struct House {
     /// When the pause of an idle capsule may be tried again.
     pause_at: Option<Instant>,
+    /// Attempts that failed in a row.
+    failures: u32,
     /// The guest waits for room on the host's disk.
     waits: bool,
 }
@@ -40,6 +44,7 @@ impl Actor {
             warn!(capsule = %self.capsule.id(), "cannot trim the console log: {failure}");
         }
         if self.capsule.last_active() != self.record.last_active {
+            (self.house.pause_at, self.house.failures) = (None, 0);
             self.save();
         }
         None
@@ -55,16 +60,17 @@ impl Actor {
     async fn pause_idle(&mut self) -> Option<Step> {
         let failure = match self.pause("ttl_expired").await {
             Ok(()) => {
-                self.house.pause_at = None;
+                (self.house.pause_at, self.house.failures) = (None, 0);
                 return Some(Step::Rest);
             }
             Err(failure) => failure,
         };
-        if matches!(*failure, CapsuleError::Prepare(_)) {
-            // Or a guest could run for ever by not answering.
+        self.house.failures += 1;
+        // A guest that does not answer would run for ever otherwise, and so would one on a host that stays full.
+        if matches!(*failure, CapsuleError::Prepare(_)) || self.house.failures >= ATTEMPTS {
             return Some(Step::End(format!("ttl_expired: {}", failure.chain()), None));
         }
-        // What the host cannot do must not cost its guest what it has.
+        // What the host cannot do at the moment must not cost its guest what it has.
         self.house.pause_at = Some(Instant::now() + PAUSE_AGAIN);
         None
     }
