@@ -116,20 +116,20 @@ impl Endpoint {
     }
 
     /// As [`init`](Self::init), again and again until the daemon is there; never gives up on one that does not answer,
-    /// so put a limit around it. `renewed` has the token that the body brings: a daemon that took it may have answered too
+    /// so put a limit around it. `body` makes the request anew for each attempt, for the time is in it. `renewed` has the token that the body brings: a daemon that took it may have answered too
     /// late, and then knows no other.
     ///
     /// # Errors
     /// Where it refused.
     pub async fn init_when_there(
         &self,
-        body: &InitRequest,
+        body: impl Fn() -> InitRequest,
         renewed: &Self,
     ) -> Result<InitResponse, EndpointError> {
         loop {
-            let mut answer = tokio::time::timeout(INIT_ATTEMPT, self.init(body)).await;
+            let mut answer = tokio::time::timeout(INIT_ATTEMPT, self.init(&body())).await;
             if let Ok(Err(EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. })) = answer {
-                answer = tokio::time::timeout(INIT_ATTEMPT, renewed.init(body)).await;
+                answer = tokio::time::timeout(INIT_ATTEMPT, renewed.init(&body())).await;
             }
             match answer {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -213,10 +213,10 @@ mod tests {
         let daemon = axum::Router::new().route("/init", post(init)).with_state(Arc::clone(&calls));
         let serving = tokio::spawn(async move { axum::serve(listener, daemon).await });
         let (known, renewed) = (Endpoint::new(address, "old"), Endpoint::new(address, "new"));
-        let answer = known.init_when_there(&InitRequest::default(), &renewed).await.unwrap();
+        let answer = known.init_when_there(InitRequest::default, &renewed).await.unwrap();
         assert_eq!((answer.version.as_str(), calls.load(Ordering::SeqCst)), ("1", 3));
         let neither = Endpoint::new(address, "neither");
-        let refused = known.init_when_there(&InitRequest::default(), &neither).await.unwrap_err();
+        let refused = known.init_when_there(InitRequest::default, &neither).await.unwrap_err();
         assert!(
             matches!(refused, EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. }),
             "{refused}"

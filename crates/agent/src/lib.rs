@@ -66,6 +66,7 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 /// # Errors
 /// Where the host lacks something essential, or the control plane refuses it.
 pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let _only = only_agent(&config)?;
     let manager = Manager::new(Arc::new(open(config).await?));
     let config = manager.env().config.clone();
     let recovered = recovery::recover(&manager).await?;
@@ -92,6 +93,17 @@ pub async fn serve(config: AgentConfig, shutdown: CancellationToken) -> anyhow::
     server::serve(listener, tls, manager.clone(), shutdown).await;
     renewal.abort();
     close(manager, guard).await
+}
+
+/// Keeps other agents away from the data directory for as long as the file is open: two would take each other's VMs for
+/// left-overs.
+fn only_agent(config: &AgentConfig) -> anyhow::Result<std::fs::File> {
+    let path = config.dir.join("agent.lock");
+    std::fs::create_dir_all(&config.dir).context("cannot make the data directory")?;
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow::anyhow!("another agent serves {}: stop it first", config.dir.display()))?;
+    Ok(file)
 }
 
 /// Removes images that nothing needs now that the capsules are known; a failure costs space and nothing else.

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use wrenn_core::CapsuleId;
 use wrenn_net::{NetError, SlotIndex};
 use wrenn_vmm::VmmError;
@@ -118,7 +118,7 @@ pub(crate) async fn sweep_vmms(cgroup: Option<&Path>, records: &[Record]) -> Res
 }
 
 /// Every readable record. Directories of capsules without one hold nothing that runs, because the record is
-/// written before anything is started; they are removed.
+/// written before anything is started; they are removed. Those with a record that cannot be read stay.
 pub(crate) fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
     fs::create_dir_all(dir)?;
     let mut records = Vec::new();
@@ -136,8 +136,12 @@ pub(crate) fn read_records(dir: &Path) -> io::Result<Vec<Record>> {
                 record.phase = Phase::Stopping;
                 records.push(record);
             }
+            Err(why) if why.kind() != io::ErrorKind::NotFound => {
+                // Perhaps of another release, perhaps damaged: what it lies in may be all that somebody has.
+                error!(capsule = %id, "a capsule is left alone, for its record cannot be used: {why}");
+            }
             Err(why) => {
-                warn!(capsule = %id, "removing a capsule without a usable record: {why}");
+                warn!(capsule = %id, "removing a capsule without a record: {why}");
                 fs::remove_dir_all(entry.path())?;
             }
         }

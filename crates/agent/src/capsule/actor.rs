@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -94,6 +94,11 @@ impl Start {
         env: Arc<Environment>,
         done: impl FnOnce() + Send + 'static,
     ) -> Capsule {
+        let mut record = record;
+        if matches!(plan, Plan::Adopt | Plan::Paused) {
+            // Reports that a full disk kept out of the record have been heard all the same, and must stay older.
+            record.generation = record.generation.max(unix_millis());
+        }
         let phase = if matches!(plan, Plan::Remove) { Phase::Stopping } else { Phase::Starting };
         let (sender, receiver) = watch::channel(State {
             phase,
@@ -140,6 +145,11 @@ pub(super) enum Plan {
     Seed(SnapshotPlan, oneshot::Sender<Answer<Saved>>),
     Spare(Warmed, oneshot::Sender<Answer<()>>, Claimed),
     Blank(Warmed, oneshot::Sender<Answer<FileKey>>, Claimed),
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn new_record(spec: CapsuleSpec) -> Record {
@@ -329,8 +339,11 @@ impl Actor {
                     }
                     Command::Resume(reply) => {
                         if tidy && self.is_deep().await {
-                            let outcome = (&mut tidying).await;
-                            tidy = false;
+                            let outcome = tokio::select! {
+                                outcome = &mut tidying => outcome,
+                                () = ending.cancelled() => return Step::End(String::new(), None),
+                                () = detach.cancelled() => return Step::Detach,
+                            };
                             self.take_tidied(outcome).await;
                         }
                         let resumed = self.resume().await;
@@ -339,6 +352,9 @@ impl Actor {
                         if let Some(step) = step {
                             return step;
                         }
+                        // What was tidied meanwhile was cleared away with what the resume left.
+                        tidying.set(tidied(self.tidy(), TIDY_DELAY));
+                        tidy = true;
                     }
                 },
             }

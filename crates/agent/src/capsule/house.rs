@@ -30,6 +30,8 @@ pub(super) struct House {
     pause_at: Option<Instant>,
     /// Attempts that failed in a row.
     failures: u32,
+    /// The last activity before the last of them.
+    failed_at: i64,
     /// The guest waits for room on the host's disk.
     waits: bool,
 }
@@ -43,8 +45,10 @@ impl Actor {
         if let Err(failure) = console::trim(&self.dir) {
             warn!(capsule = %self.capsule.id(), "cannot trim the console log: {failure}");
         }
-        if self.capsule.last_active() != self.record.last_active {
+        if self.capsule.last_active() != self.house.failed_at {
             (self.house.pause_at, self.house.failures) = (None, 0);
+        }
+        if self.capsule.last_active() != self.record.last_active {
             self.save();
         }
         None
@@ -66,11 +70,12 @@ impl Actor {
             Err(failure) => failure,
         };
         self.house.failures += 1;
+        self.house.failed_at = self.capsule.last_active();
         // A guest that does not answer would run for ever otherwise, and so would one on a host that stays full.
-        if matches!(*failure, CapsuleError::Prepare(_)) || self.house.failures >= ATTEMPTS {
+        if self.house.failures >= ATTEMPTS {
             return Some(Step::End(format!("ttl_expired: {}", failure.chain()), None));
         }
-        // What the host cannot do at the moment must not cost its guest what it has.
+        // What cannot be done at the moment must not cost the guest what it has.
         self.house.pause_at = Some(Instant::now() + PAUSE_AGAIN);
         None
     }
@@ -79,7 +84,9 @@ impl Actor {
         // A VMM that does not answer has ended, or is asked again.
         let Ok(state) = machine.status().await else { return };
         let waits = state == RunState::DiskFull;
-        if waits && let Err(error) = machine.cont().await {
+        // Nobody stops a guest from here but whoever lets it go on; one that stands still all the same was forgotten.
+        let stands = waits || state == RunState::Paused;
+        if stands && let Err(error) = machine.cont().await {
             warn!(capsule = %self.capsule.id(), %error, "the guest does not go on");
         }
         if waits == self.house.waits {

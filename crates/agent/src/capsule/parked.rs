@@ -2,6 +2,7 @@
 //! restored, stopped and handed to the first create that wants it; a blank, which is a VMM that waits for a snapshot.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,10 +169,7 @@ impl Actor {
     }
 
     /// Makes a blank the machine of this capsule, where one waits that maps the file `base`.
-    pub(super) async fn take_blank(
-        &mut self,
-        base: &std::path::Path,
-    ) -> Result<Option<Arc<dyn Machine>>, CapsuleError> {
+    pub(super) async fn take_blank(&mut self, base: &Path) -> Result<Option<Arc<dyn Machine>>, CapsuleError> {
         if self.record.spec.is_nobodys() {
             return Ok(None);
         }
@@ -184,11 +182,17 @@ impl Actor {
         self.record.machine = self.moved(record.machine);
         // Both records name it now, and either alone is enough to remove it.
         self.save();
+        let moved = self.move_in(&dir);
+        // What was not moved is of no use; the capsule's own record has the rest.
+        files::remove_directory(&dir)?;
+        moved?;
+        Ok(self.held.machine.clone())
+    }
+
+    fn move_in(&self, dir: &Path) -> std::io::Result<()> {
         files::remove_directory(&self.dir.join("run"))?;
         fs::rename(dir.join("run"), self.dir.join("run"))?;
-        console::continue_in(&self.dir, &dir)?;
-        files::remove_directory(&dir)?;
-        Ok(self.held.machine.clone())
+        console::continue_in(&self.dir, dir)
     }
 
     /// The record of a machine whose directory has become this capsule's.
@@ -221,8 +225,12 @@ impl Actor {
         self.record.disk = record.disk;
         self.record.saved = record.saved;
         // In this order the directory's record names all that is to be removed, whatever becomes of this agent.
-        self.record.write(&dir)?;
-        fs::rename(&dir, &self.dir)?;
+        let moved = self.record.write(&dir).and_then(|()| fs::rename(&dir, &self.dir));
+        if moved.is_err() {
+            self.let_go_surely().await;
+            files::remove_directory(&dir)?;
+        }
+        moved?;
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let machine = self.held.machine.clone().ok_or_else(gone)?;
         let saved = self.record.saved.clone().ok_or_else(gone)?;

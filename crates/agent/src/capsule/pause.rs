@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use wrenn_image::{Image, MAX_LAYERS};
 use wrenn_vmm::{Machine, MemorySaved, MemoryTarget};
 
@@ -63,7 +63,7 @@ impl Actor {
         Ok(memory)
     }
 
-    /// Makes `saved`, which is on the disk, what the capsule is in: durably, or not at all.
+    /// Makes `saved`, which is on the disk, what the capsule is in.
     pub(super) fn commit(&mut self, saved: Saved, phase: Phase) -> Result<(), CapsuleError> {
         let before = self.record.clone();
         self.record.disk = Some(saved.disk.clone());
@@ -73,11 +73,15 @@ impl Actor {
         }
         self.record.phase = phase;
         self.record.last_active = self.capsule.last_active();
-        let written = self.record.write(&self.dir).and_then(|()| files::sync_names(&self.dir));
-        if written.is_err() {
+        if let Err(failure) = self.record.write(&self.dir) {
             self.record = before;
+            return Err(failure.into());
         }
-        Ok(written?)
+        // The record has its name by now, and nothing takes that back.
+        if let Err(failure) = files::sync_names(&self.dir) {
+            error!(capsule = %self.capsule.id(), "the disk does not confirm the capsule's record: {failure}");
+        }
+        Ok(())
     }
 
     /// Ends traffic and has the guest write back what it holds.
@@ -119,8 +123,9 @@ impl Actor {
         machine: &dyn Machine,
         parent: Option<Arc<Image>>,
     ) -> Result<(MemorySaved, Saved), CapsuleError> {
-        let top = self.record.disk.clone().unwrap_or_default();
-        let disk = self.env.disks.open(&self.dir, &top).await?;
+        // Which layer is on top is what the VMM says, whatever became of the last snapshot.
+        let top = machine.disk_top().await?;
+        let disk = self.env.disks.open(&self.dir, &format!("{top}.qcow2")).await?;
         let stem = new_stem("memory");
         let (memory, new) = write_memory(machine, &self.dir, &stem, parent.clone()).await?;
         fault::point("pause.memory");
@@ -131,7 +136,9 @@ impl Actor {
         let (about, header) = (self.about(), self.dir.join(format!("{stem}.image")));
         let saved = crate::blocking(move || {
             let image = over(parent.as_deref(), &new, &header, true)?;
-            files::sync([new.as_path(), &devices])?;
+            // The base and the older layers too: they may have been copied, where they could not be linked.
+            let files = image.files();
+            files::sync(files.iter().map(PathBuf::as_path).chain([devices.as_path()]))?;
             Ok::<_, CapsuleError>(Saved::describe(&image, &devices, &disk, about)?)
         })
         .await?;

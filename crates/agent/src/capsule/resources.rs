@@ -25,7 +25,8 @@ pub(crate) struct Resources {
 impl Actor {
     pub(super) fn make_directory(&self) -> Result<(), CapsuleError> {
         std::fs::create_dir_all(self.dir.join("run"))?;
-        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o711))?;
+        // The VMM driver opens it to the machine's own group where that needs it.
+        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700))?;
         Ok(())
     }
 
@@ -94,6 +95,11 @@ impl Actor {
         if let Some(machine) = &self.held.machine {
             machine.kill().await?;
             self.held.machine = None;
+        }
+        // The next machine in that slot has the same group.
+        match std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
         }
         if let Some(slot) = self.held.slot.take() {
             slot.release().await?;

@@ -128,13 +128,13 @@ impl Actor {
         if wanted > had {
             machine.resize_disk(wanted).await?;
         }
-        let request = InitRequest {
+        let request = || InitRequest {
             restored: true,
             disk_bytes: (wanted > had).then_some(wanted),
             ..identity_request(&self.record)
         };
         let (known, renewed) = (self.endpoint(token)?, self.endpoint(&self.record.access_token)?);
-        let answer = self.wait_for_guest(machine, known.init_when_there(&request, &renewed)).await?;
+        let answer = self.wait_for_guest(machine, known.init_when_there(request, &renewed)).await?;
         self.record.guest = Some(answer.map_err(|error| CapsuleError::Init(error.to_string()))?);
         steps.done("guest");
         fault::point("resume.ready");

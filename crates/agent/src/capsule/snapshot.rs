@@ -84,8 +84,9 @@ impl Actor {
         let taken = self.take(plan, &*machine, &next).await;
         // The guest goes on whatever became of that, and the VMM knows on which layer.
         let went_on = machine.cont().await;
-        let top = machine.disk_top().await?;
-        self.record.disk = Some(format!("{top}.qcow2"));
+        if taken.is_ok() {
+            self.record.disk = Some(next.top_name().to_owned());
+        }
         self.save();
         fault::point("snapshot.continued");
         went_on?;

@@ -165,6 +165,12 @@ impl Warm {
         let (warm, env) = (Arc::clone(self), Arc::clone(env));
         env.tasks.clone().spawn(async move {
             let _turn = warm.turn.lock().await;
+            let (finder, place, wanted) = (Arc::clone(&warm), Arc::clone(&env), key.clone());
+            let found = tokio::task::spawn_blocking(move || finder.find(&place, &wanted).is_some()).await;
+            if found.unwrap_or_default() {
+                warm.busy().remove(&key);
+                return;
+            }
             match seed::make(&warm, &env, &key).await {
                 Ok(()) => {
                     warm.busy().remove(&key);
