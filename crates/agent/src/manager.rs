@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use wrenn_core::{CapsuleId, Shape};
 
 use crate::capsule::{Capsule, SnapshotPlan, Start, State};
@@ -126,18 +126,25 @@ impl Manager {
         }
         let staged = self.env().staging.make().map_err(CapsuleError::from)?;
         let uses = u32::try_from(ids.len()).unwrap_or(u32::MAX);
-        let snapshot = source.snapshot(SnapshotPlan { dir: staged.path().to_owned(), uses }).await?;
-        fault::point("fork.saved");
-        let snapshot = Arc::new(snapshot);
+        let (made, coming) = watch::channel(None);
+        // Before there is anything to copy: who asks for them is told from the beginning that they are on their way.
         let clones: Vec<Capsule> = ids
             .iter()
             .map(|id| {
                 let spec = CapsuleSpec { id: *id, ..source.spec().clone() };
-                self.insert(*id, Start::Copy(spec, Arc::clone(&snapshot)))
+                self.insert(*id, Start::Copy(spec, coming.clone()))
             })
             .collect();
-        // In turn and not with `try_join`: all must have come to an end before the snapshot's directory goes.
         let mut failure = None;
+        match source.snapshot(SnapshotPlan { dir: staged.path().to_owned(), uses }).await {
+            Ok(snapshot) => {
+                fault::point("fork.saved");
+                made.send_replace(Some(Arc::new(snapshot)));
+            }
+            Err(error) => failure = Some(error),
+        }
+        drop(made);
+        // In turn and not with `try_join`: all must have come to an end before the snapshot's directory goes.
         for clone in &clones {
             if let Err(error) = clone.booted().await {
                 failure.get_or_insert(error);

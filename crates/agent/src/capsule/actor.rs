@@ -15,7 +15,7 @@ use super::parked::Claimed;
 use super::resources::Resources;
 use super::snapshot::SnapshotPlan;
 use super::tidy::Tidy;
-use super::{Answer, Capsule, Command, Inner, Snapshot, State, unix_now};
+use super::{Answer, Capsule, Coming, Command, Inner, State, unix_now};
 use crate::console;
 use crate::endpoint::Endpoint;
 use crate::environment::Environment;
@@ -41,8 +41,8 @@ const COMMANDS: usize = 16;
 pub(crate) enum Start {
     /// Make a new capsule from its template.
     Create(CapsuleSpec),
-    /// Make a new capsule a copy of a snapshot.
-    Copy(CapsuleSpec, Arc<Snapshot>),
+    /// Make a new capsule a copy of a snapshot that is being made.
+    Copy(CapsuleSpec, Coming),
     /// Take a running one over, by its record.
     Adopt(Box<Record>),
     /// Mind one that is on disk, whatever a dead agent left beside that.
@@ -138,7 +138,7 @@ impl Start {
 
 pub(super) enum Plan {
     Create,
-    Copy(Arc<Snapshot>),
+    Copy(Coming),
     Adopt,
     Paused,
     Remove,
@@ -186,7 +186,7 @@ impl Actor {
     async fn start(&mut self, plan: Plan) -> Step {
         let started = match plan {
             Plan::Create => self.begin().await,
-            Plan::Copy(source) => self.begin_from_snapshot(&source).await,
+            Plan::Copy(source) => self.begin_as_copy(source).await,
             Plan::Adopt => return self.adopt().await,
             Plan::Paused => {
                 self.settle_paused().await;

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use wrenn_protocol::guest::{ENV_CAPSULE_ID, ENV_TEMPLATE_ID};
 use wrenn_vmm::{Machine, RunState, Start};
 
-use super::Snapshot;
+use super::{Coming, Snapshot};
 use super::actor::Actor;
 use super::identity_request;
 use crate::console;
@@ -42,6 +42,17 @@ impl Actor {
         }
         let SnapshotTemplate { dir, saved, defaults, .. } = template;
         self.begin_from_snapshot(&Snapshot { dir, saved, defaults }).await
+    }
+
+    /// Makes the capsule a copy of a snapshot as soon as there is one.
+    pub(super) async fn begin_as_copy(&mut self, mut source: Coming) -> Result<(), CapsuleError> {
+        let gone = || CapsuleError::Stopping(self.capsule.id());
+        let snapshot = tokio::select! {
+            snapshot = source.wait_for(Option::is_some) => snapshot.ok().and_then(|snapshot| snapshot.clone()),
+            () = self.capsule.ending().cancelled() => None,
+        };
+        let snapshot = snapshot.ok_or_else(gone)?;
+        self.begin_from_snapshot(&snapshot).await
     }
 
     /// Makes the capsule a copy of a snapshot.

@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Snapshot(SnapshotPlan, oneshot::Sender<Answer<Snapshot>>),
 }
 
+/// A snapshot that is being made; the sender is dropped where that fails.
+pub(crate) type Coming = watch::Receiver<Option<Arc<Snapshot>>>;
+
 /// A snapshot of a capsule in a directory of its own.
 #[derive(Debug, Clone)]
 pub struct Snapshot {

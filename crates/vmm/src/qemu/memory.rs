@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, LayerWriter, Piece};
 
@@ -22,6 +23,9 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH: u64 = (BATCH_BYTES / BLOCK_BYTES) as u64;
 /// Most pieces of one system call (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
+/// Batches that are read ahead.
+const BUFFERS: usize = 2;
+
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// A stretch of the guest's memory in the VMM's address space.
@@ -145,26 +149,48 @@ impl GuestMemory {
         Ok(MemorySaved { dirty_blocks, data_blocks: written.data_blocks, bytes: written.bytes })
     }
 
-    /// Hands the blocks of `ranges` to `sink`, ascending, in contiguous runs.
+    /// Hands the blocks of `ranges` to `sink`, ascending, in contiguous runs. One thread copies the next batch out of the
+    /// other process while this one looks at the last.
     fn visit(
         &self,
         ranges: &[Range<u64>],
         mut sink: impl FnMut(u64, &[u8]) -> Result<(), VmmError>,
     ) -> Result<(), VmmError> {
-        let mut buffer = vec![0; BATCH_BYTES];
-        for batch in batches(ranges) {
-            let blocks: u64 = batch.iter().map(|range| range.end - range.start).sum();
-            let bytes = &mut buffer[..usize::try_from(blocks * BLOCK).unwrap_or(BATCH_BYTES)];
-            self.read(&batch, bytes).map_err(|source| self.error("read", source))?;
-            let mut rest = &*bytes;
-            for range in batch {
-                let length = usize::try_from((range.end - range.start) * BLOCK).unwrap_or(rest.len());
-                let (run, more) = rest.split_at(length);
-                sink(range.start, run)?;
-                rest = more;
+        let (fill, filled) = mpsc::sync_channel(BUFFERS);
+        let (give_back, empty) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for batch in batches(ranges) {
+                    let mut buffer = empty.try_recv().unwrap_or_default();
+                    let outcome = self.read_batch(&batch, &mut buffer);
+                    // Nobody takes it where the other side has failed.
+                    if fill.send((batch, buffer, outcome)).is_err() {
+                        return;
+                    }
+                }
+            });
+            // Owned here, so that an early return ends the other thread too.
+            for (batch, buffer, outcome) in filled {
+                outcome.map_err(|source| self.error("read", source))?;
+                let mut rest = &*buffer;
+                for range in batch {
+                    let length = usize::try_from((range.end - range.start) * BLOCK).unwrap_or(rest.len());
+                    let (run, more) = rest.split_at(length);
+                    sink(range.start, run)?;
+                    rest = more;
+                }
+                // The reader may have finished.
+                let _unwanted = give_back.send(buffer);
             }
-        }
-        Ok(())
+            Ok(())
+        })
+    }
+
+    /// Makes `buffer` what the blocks of a batch hold.
+    fn read_batch(&self, batch: &[Range<u64>], buffer: &mut Vec<u8>) -> io::Result<()> {
+        let blocks: u64 = batch.iter().map(|range| range.end - range.start).sum();
+        buffer.resize(usize::try_from(blocks * BLOCK).map_err(io::Error::other)?, 0);
+        self.read(batch, buffer)
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> VmmError {
