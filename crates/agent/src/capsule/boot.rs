@@ -9,9 +9,9 @@ use tracing::{debug, warn};
 use wrenn_protocol::guest::{ENV_CAPSULE_ID, ENV_TEMPLATE_ID};
 use wrenn_vmm::{Machine, RunState, Start};
 
-use super::{Coming, Snapshot};
 use super::actor::Actor;
 use super::identity_request;
+use super::{Coming, Snapshot};
 use crate::console;
 use crate::endpoint::Endpoint;
 use crate::error::CapsuleError;
