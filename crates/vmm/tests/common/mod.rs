@@ -22,7 +22,7 @@ pub(crate) enum Guest {
     Halts,
     /// Prints dots for ever.
     Ticks,
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "one of the test files uses it")]
     /// Prints the letters from `b` to `p` and `a` in turn for ever; the next one is kept in memory.
     Counts,
     /// Faults until the CPU resets, as a panicking Linux does with `reboot=t`.
