@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::address::{GUEST_PREFIX_LEN, SlotIndex, TAP_ADDR, TAP_MAC, TAP_NAME, VETH_NAME, VETH_PREFIX_LEN};
 use crate::claims::Taken;
@@ -50,11 +50,20 @@ impl Part {
     pub(crate) const ALL: [Self; 3] = [Self::Claim, Self::Namespace, Self::Veth];
 }
 
+/// What a slot that was built holds in this process.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) forwarder: Forwarder,
+    /// The TAP, open since it was made. Opening it again could find it busy: whatever child this process was starting
+    /// when it was closed would have it for a moment longer.
+    pub(crate) tap: OwnedFd,
+}
+
 /// Builds a slot; on failure nothing of it is left.
 ///
 /// # Errors
 /// [`NetError::Occupied`] where the slot's number or one of its names is in use by somebody else.
-pub(crate) async fn build(shared: &Shared, index: SlotIndex) -> Result<Forwarder> {
+pub(crate) async fn build(shared: &Shared, index: SlotIndex) -> Result<Built> {
     let mut parts = Vec::new();
     let outcome = raise(shared, index, &mut parts).await;
     if outcome.is_err()
@@ -97,7 +106,7 @@ fn check_vacant(index: SlotIndex) -> Result<()> {
     }
 }
 
-async fn raise(shared: &Shared, index: SlotIndex, parts: &mut Vec<Part>) -> Result<Forwarder> {
+async fn raise(shared: &Shared, index: SlotIndex, parts: &mut Vec<Part>) -> Result<Built> {
     claim(shared, index)?;
     parts.push(Part::Claim);
     shared.reached(Step::Claim)?;
@@ -108,8 +117,8 @@ async fn raise(shared: &Shared, index: SlotIndex, parts: &mut Vec<Part>) -> Resu
     resident.run(namespace::configure_sysctls).await.map_err(NetError::refused("configure", object))?;
     shared.reached(Step::Namespace)?;
 
-    let tap = format!("TAP {TAP_NAME} in namespace {}", index.name());
-    resident.run(tap::create).await.map_err(error::tap_refused("create", tap))?;
+    let object = format!("TAP {TAP_NAME} in namespace {}", index.name());
+    let tap = resident.run(tap::create).await.map_err(error::tap_refused("create", object))?;
     shared.reached(Step::Tap)?;
 
     join_veth(shared, index, parts).await?;
@@ -121,7 +130,7 @@ async fn raise(shared: &Shared, index: SlotIndex, parts: &mut Vec<Part>) -> Resu
 
     let forwarder = dns::start(shared.resolver.clone(), index, &resident).await?;
     shared.reached(Step::Dns)?;
-    Ok(forwarder)
+    Ok(Built { forwarder, tap })
 }
 
 fn claim(shared: &Shared, index: SlotIndex) -> Result<()> {

@@ -193,7 +193,7 @@ impl Network {
         }
         let forwarder = revive(shared, index).await?;
         shared.ledger().hold(index);
-        Ok(Slot::new(index, Arc::clone(shared), forwarder))
+        Ok(Slot::adopted(index, Arc::clone(shared), forwarder))
     }
 
     /// Removes every slot of this owner that is neither in `keep` nor held by this process, and every slot of an
@@ -298,7 +298,7 @@ async fn acquire(shared: &Arc<Shared>) -> Result<Slot> {
             continue;
         };
         match assemble::build(shared, index).await {
-            Ok(forwarder) => return Ok(Slot::new(index, Arc::clone(shared), forwarder)),
+            Ok(built) => return Ok(Slot::new(index, Arc::clone(shared), built)),
             Err(NetError::Occupied { object, .. }) => {
                 tracing::debug!(slot = %index, %object, "slot is occupied; trying the next");
                 shared.ledger().disown(index);

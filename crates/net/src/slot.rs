@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::address::{SlotIndex, TAP_NAME};
-use crate::assemble::{self, Part};
+use crate::assemble::{self, Built, Part};
 use crate::dns::Forwarder;
 use crate::error::{NetError, Result};
 use crate::network::Shared;
@@ -20,11 +20,19 @@ pub struct Slot {
     shared: Arc<Shared>,
     /// `None` once released.
     forwarder: Option<Forwarder>,
+    /// Until it is asked for.
+    tap: Mutex<Option<OwnedFd>>,
 }
 
 impl Slot {
-    pub(crate) fn new(index: SlotIndex, shared: Arc<Shared>, forwarder: Forwarder) -> Self {
-        Self { index, shared, forwarder: Some(forwarder) }
+    /// One that was just built.
+    pub(crate) fn new(index: SlotIndex, shared: Arc<Shared>, built: Built) -> Self {
+        Self { index, shared, forwarder: Some(built.forwarder), tap: Mutex::new(Some(built.tap)) }
+    }
+
+    /// One that an earlier process has built.
+    pub(crate) fn adopted(index: SlotIndex, shared: Arc<Shared>, forwarder: Forwarder) -> Self {
+        Self { index, shared, forwarder: Some(forwarder), tap: Mutex::default() }
     }
 
     /// The slot's number, by which it can be adopted after a restart.
@@ -43,11 +51,14 @@ impl Slot {
     }
 
     /// Opens the TAP, to be handed to a VMM. It is closed on exec, and frames carry a virtio header of ten
-    /// bytes. Blocks for well under a millisecond.
+    /// bytes. Takes no time at first; once it has been opened and closed, it may block for a second.
     ///
     /// # Errors
     /// Among others where it is open already: a TAP has one user.
     pub fn open_tap(&self) -> Result<OwnedFd> {
+        if let Some(unused) = self.tap.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(unused);
+        }
         let object = format!("TAP {TAP_NAME} in namespace {}", self.index.name());
         namespace::run_inside(&self.netns_path(), tap::open).map_err(error::tap_refused("open", object))
     }
@@ -59,8 +70,10 @@ impl Slot {
     /// something was gone already is no error.
     pub async fn release(mut self) -> Result<()> {
         let (index, shared, forwarder) = (self.index, Arc::clone(&self.shared), self.forwarder.take());
+        let tap = std::mem::take(self.tap.get_mut().unwrap_or_else(PoisonError::into_inner));
         let removal = tokio::spawn(async move {
-            // Its sockets would keep the namespace alive.
+            // Descriptors from inside would keep the namespace alive.
+            drop(tap);
             if let Some(forwarder) = forwarder {
                 forwarder.stop().await;
             }

@@ -7,30 +7,46 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use crate::address::TAP_NAME;
 use crate::links;
 
 pub(crate) const TUN_DEVICE: &str = "/dev/net/tun";
 
+/// How long a TAP that was closed may still be busy: a child that another thread was just starting has a copy of the
+/// descriptor until its exec closes that.
+const INHERITED: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(5);
+
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_persist, libc::TUNSETPERSIST);
 
-/// Makes the TAP in the calling thread's namespace, to stay until the namespace ends.
-pub(crate) fn create() -> io::Result<()> {
+/// Makes the TAP in the calling thread's namespace, to stay until the namespace ends, and returns it open.
+pub(crate) fn create() -> io::Result<OwnedFd> {
     let device = attach()?;
     // SAFETY: the descriptor is an attached TAP and the request takes a plain integer.
     unsafe { tun_set_persist(device.as_raw_fd(), 1) }?;
     // While a guest boots it answers no ARP; it is asked again soon, so that the first connection to it does not wait
     // out the default second.
-    std::fs::write(format!("/proc/sys/net/ipv4/neigh/{TAP_NAME}/retrans_time_ms"), "20")
+    std::fs::write(format!("/proc/sys/net/ipv4/neigh/{TAP_NAME}/retrans_time_ms"), "20")?;
+    Ok(OwnedFd::from(device))
 }
 
 /// Opens the TAP of the calling thread's namespace. One opener at a time: a second gets `EBUSY`.
 pub(crate) fn open() -> io::Result<OwnedFd> {
     // Attaching to a name that does not exist would make a device.
     links::index_of(TAP_NAME)?;
-    attach().map(OwnedFd::from)
+    let mut patience = INHERITED;
+    loop {
+        match attach() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !patience.is_zero() => {
+                patience = patience.saturating_sub(LOOK);
+                std::thread::sleep(LOOK);
+            }
+            attached => return attached.map(OwnedFd::from),
+        }
+    }
 }
 
 fn attach() -> io::Result<File> {

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::panic::resume_unwind;
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 /// Where claims are on the test's machine.
@@ -22,7 +22,7 @@ pub(crate) fn on_own_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F + 
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("tests run as root");
             mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
                 .expect("mounts become private");
-            mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("empty /run");
+            empty_run();
             shell("ip link set lo up");
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             runtime.worker_threads(2).enable_all().build().expect("runtime").block_on(test());
@@ -31,6 +31,25 @@ pub(crate) fn on_own_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F + 
             resume_unwind(panic);
         }
     });
+}
+
+/// Covers `/run`, with the real machine's mounts in it taken away first: one of those would disappear here too, in the
+/// middle of a test, when what it is mounted on is removed there.
+fn empty_run() {
+    for path in mounts_in_run().iter().rev() {
+        match umount2(path.as_str(), MntFlags::MNT_DETACH) {
+            // Gone in just that way by now.
+            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+            Err(error) => panic!("{path} stays mounted: {error}"),
+        }
+    }
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("empty /run");
+}
+
+fn mounts_in_run() -> Vec<String> {
+    let mounts = shell("cat /proc/self/mounts");
+    let paths = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    paths.filter(|path| *path == "/run" || path.starts_with("/run/")).map(str::to_owned).collect()
 }
 
 /// Runs commands, which must succeed, and returns what they print.
@@ -47,7 +66,7 @@ pub(crate) struct Census {
     links: BTreeSet<String>,
     routes: BTreeSet<String>,
     claims: BTreeSet<String>,
-    mounts: usize,
+    mounts: Vec<String>,
 }
 
 /// Counts what is on the machine now.
@@ -58,7 +77,7 @@ pub(crate) fn census() -> Census {
         links: lines("ip -o link | cut -d: -f2 | cut -d@ -f1"),
         routes: lines("ip -4 route show table all"),
         claims: lines(&format!("ls {STATE_DIR} 2>/dev/null || true")),
-        mounts: shell("cat /proc/self/mounts").lines().count(),
+        mounts: mounts_in_run(),
     }
 }
 
