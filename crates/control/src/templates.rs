@@ -11,7 +11,7 @@ use wrenn_protocol::agent::DeleteTemplateRequest;
 
 use crate::api::ApiError;
 use crate::capsules::agent_failure;
-use crate::hosts::HostTransport;
+use crate::hosts::{HostError, HostTransport, host_error};
 use crate::state::App;
 use crate::store::{HostStatus, StoreError, TemplateRow};
 
@@ -79,37 +79,69 @@ pub(crate) async fn delete(app: &App, team: TeamId, name: &str) -> Result<(), Ap
     }
 }
 
+/// Why a template's files are not known to be gone.
+enum NotRemoved {
+    /// They are as they were.
+    Kept(ApiError),
+    /// Their host was asked, and it is not known what it did.
+    Unknown(ApiError),
+}
+
+impl NotRemoved {
+    fn error(&self) -> &ApiError {
+        match self {
+            Self::Kept(error) | Self::Unknown(error) => error,
+        }
+    }
+}
+
+impl<E: Into<ApiError>> From<E> for NotRemoved {
+    fn from(error: E) -> Self {
+        Self::Kept(error.into())
+    }
+}
+
 async fn remove(app: App, team: TeamId, id: Uuid, host: Option<HostId>) -> Result<(), ApiError> {
     let removed = match host {
         Some(host) => remove_files(&app, host, team, id).await,
         None => Ok(()),
     };
-    match &removed {
-        Ok(()) => app.store.end_delete(team, id).await?,
-        Err(error) => {
+    match removed {
+        Ok(()) => app.store.end_delete(team, id, false).await?,
+        Err(NotRemoved::Kept(error)) => {
             tracing::warn!(host.id = ?host, "a template is not deleted: {}", error.message);
             app.store.undo_delete(team, id).await?;
+            return Err(error);
+        }
+        // A template without files must not be offered again, so there is no way back.
+        Err(NotRemoved::Unknown(error)) => {
+            tracing::warn!(host.id = ?host, "a deleted template may have left files: {}", error.message);
+            app.store.end_delete(team, id, true).await?;
         }
     }
-    removed
+    Ok(())
 }
 
-async fn remove_files(app: &App, host: HostId, team: TeamId, id: Uuid) -> Result<(), ApiError> {
+async fn remove_files(app: &App, host: HostId, team: TeamId, id: Uuid) -> Result<(), NotRemoved> {
     let status = app.store.host(host).await?.map_or(HostStatus::Offline, |row| row.status);
     if !matches!(status, HostStatus::Online | HostStatus::Draining) {
-        return Err(ApiError::host_unavailable(format!("their host is {}", status.as_str())));
+        return Err(ApiError::host_unavailable(format!("their host is {}", status.as_str())).into());
     }
     let transport = app.hosts.transport(&app.store, host).await?;
     let transport = transport.ok_or_else(|| ApiError::host_unavailable("their host has no address"))?;
     delete_files(&transport, team, id).await
 }
 
-async fn delete_files(transport: &HostTransport, team: TeamId, id: Uuid) -> Result<(), ApiError> {
+async fn delete_files(transport: &HostTransport, team: TeamId, id: Uuid) -> Result<(), NotRemoved> {
     let request = DeleteTemplateRequest { template_path: path(team, id), ..Default::default() };
     match timeout(DELETE_TIMEOUT, transport.agent().delete_template(request)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(agent_failure(&error)),
-        Err(_) => Err(ApiError::host_unavailable("their host does not answer")),
+        // The agent's own word.
+        Ok(Err(error)) if host_error(&error).is_none_or(HostError::was_not_sent) => {
+            Err(NotRemoved::Kept(agent_failure(&error)))
+        }
+        Ok(Err(error)) => Err(NotRemoved::Unknown(agent_failure(&error))),
+        Err(_) => Err(NotRemoved::Unknown(ApiError::host_unavailable("their host does not answer"))),
     }
 }
 
@@ -131,12 +163,12 @@ async fn remove_due(app: &App, host: HostId) -> Result<(), ApiError> {
         match delete_files(&transport, team, id).await {
             Ok(()) => app.store.deletion_done(host, team, id).await?,
             // The link asks again as soon as the host is back.
-            Err(error) if error.status == StatusCode::SERVICE_UNAVAILABLE => {
+            Err(failure) if failure.error().status == StatusCode::SERVICE_UNAVAILABLE => {
                 app.store.release_deletion(host, team, id).await?;
             }
-            Err(error) => {
-                let path = path(team, id);
-                tracing::warn!(host.id = %host, error = error.message, "host {host} does not remove template {path}");
+            Err(failure) => {
+                let (path, error) = (path(team, id), &failure.error().message);
+                tracing::warn!(host.id = %host, error, "host {host} does not remove template {path}");
             }
         }
     }

@@ -43,6 +43,16 @@ pub(crate) enum HostError {
     Tunnel(TunnelError),
 }
 
+impl HostError {
+    /// Whether the host certainly knows nothing of the request.
+    pub(crate) fn was_not_sent(&self) -> bool {
+        match self {
+            Self::Unreachable(error) => error.is_connect(),
+            Self::Tunnel(_) => true,
+        }
+    }
+}
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Boxed<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 

@@ -189,15 +189,20 @@ impl Store {
         Ok(row.map(|row| (row.id, row.host_id.map(HostId::from_uuid))))
     }
 
-    /// Forgets a template whose files are gone.
+    /// Forgets a template that was taken out of use. Where its files may be `left`, its host is to be asked until it says
+    /// that they are gone.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn end_delete(&self, team: TeamId, id: Uuid) -> Result<(), StoreError> {
+    pub async fn end_delete(&self, team: TeamId, id: Uuid, left: bool) -> Result<(), StoreError> {
         sqlx::query!(
-            "delete from templates where team_id = $1 and id = $2 and state = 'deleting'",
+            "with gone as (delete from templates where team_id = $1 and id = $2 and state = 'deleting' \
+                returning host_id, team_id, id) \
+             insert into template_deletions (host_id, team_id, template_id) \
+             select host_id, team_id, id from gone where $3 and host_id is not null on conflict do nothing",
             team.uuid(),
-            id
+            id,
+            left
         )
         .execute(&self.pool)
         .await?;

@@ -189,7 +189,7 @@ async fn a_template_whose_host_is_away_is_kept_and_not_used_fake_agent() {
     agent.set_act(Act::Refuses);
     assert!(refused(delete().await, 409, "conflict").contains("read-only"));
     let world = agent.world.clone();
-    drop(agent);
+    agent.leave().await;
     refused(delete().await, 409, "conflict");
     server.sql("update hosts set status = 'unreachable'").await;
     assert!(refused(delete().await, 409, "conflict").contains("unreachable"));
@@ -220,6 +220,31 @@ async fn files_that_could_not_be_removed_are_removed_when_the_host_is_able_again
     let agent = server.add_agent_with(world).await;
     let removed = async {
         while agent.world.templates.lock().unwrap().contains(&old) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, removed).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_whose_host_goes_away_while_it_is_deleted_never_comes_back_fake_agent() {
+    let (server, agent) = Server::with_agent(PATIENCE).await;
+    let id = server.capsule().await;
+    make(&server, &id, "mine").await;
+    agent.set_act(Act::Hangs);
+    let world = agent.world.clone();
+    let leave = async {
+        agent.called("delete").await;
+        agent.leave().await;
+    };
+    let (status, ()) = tokio::join!(server.delete("/v1/snapshots/mine"), leave);
+    assert_eq!(status, 204);
+    assert_eq!(listed(&server).await, [""; 0]);
+    assert_eq!(world.templates.lock().unwrap().len(), 1, "its files are still there");
+    let agent = server.add_agent_with(world).await;
+    agent.set_act(Act::Works);
+    let removed = async {
+        while !agent.world.templates.lock().unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

@@ -116,9 +116,10 @@ impl World {
         Ok(ForkCapsuleResponse { clones, ..Default::default() })
     }
 
-    pub fn delete_template(&self, path: &str) -> Result<(), ConnectError> {
+    pub async fn delete_template(&self, path: &str) -> Result<(), ConnectError> {
         self.calls.lock().unwrap().push(format!("delete {path}"));
-        if *self.act.borrow() == Act::Refuses {
+        let mode = *self.act.subscribe().wait_for(|mode| *mode != Act::Hangs).await.unwrap();
+        if mode == Act::Refuses {
             return Err(ConnectError::internal("the file system is read-only"));
         }
         self.templates.lock().unwrap().remove(path);

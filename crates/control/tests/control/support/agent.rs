@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{BroadcastStream, IntervalStream};
 use tower::ServiceExt;
 use wrenn_protocol::agent::__buffa::oneof::watch_response::Event;
@@ -35,7 +35,7 @@ pub enum Boot {
 
 pub struct FakeAgent {
     pub world: Arc<World>,
-    server: AbortHandle,
+    server: JoinHandle<()>,
 }
 
 /// What there is on the host.
@@ -71,8 +71,14 @@ impl World {
 
 impl FakeAgent {
     pub fn start(listener: TcpListener, credentials: &Value, world: Arc<World>) -> Self {
-        let server = tokio::spawn(serve(listener, tls(credentials), world.clone())).abort_handle();
+        let server = tokio::spawn(serve(listener, tls(credentials), world.clone()));
         Self { world, server }
+    }
+
+    /// Ends it, in the middle of whatever it does; nobody reaches it any more when this returns.
+    pub async fn leave(mut self) {
+        self.server.abort();
+        let _aborted = (&mut self.server).await;
     }
 
     pub fn set_boot(&self, mode: Boot) {
@@ -322,7 +328,7 @@ impl AgentService for Agent {
         _: RequestContext,
         request: ServiceRequest<'_, DeleteTemplateRequest>,
     ) -> ServiceResult<DeleteTemplateResponse> {
-        self.0.delete_template(&request.to_owned_message().template_path)?;
+        self.0.delete_template(&request.to_owned_message().template_path).await?;
         connectrpc::Response::ok(DeleteTemplateResponse::default())
     }
 
