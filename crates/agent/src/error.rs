@@ -1,6 +1,6 @@
 //! What can go wrong with a capsule on its host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use wrenn_core::CapsuleId;
 
@@ -106,5 +106,24 @@ impl CapsuleError {
             source = cause.source();
         }
         text
+    }
+    /// The same for somebody who is not to know where the data directory `dir` lies: paths in it begin there.
+    pub fn chain_below(&self, dir: &Path) -> String {
+        let prefix = format!("{}/", dir.display());
+        self.chain().replace(&prefix, "")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_is_told_which_file_but_not_where_the_data_directory_is() {
+        let path = PathBuf::from("/srv/data/capsules/cl-1/memory-1.layer");
+        let error = CapsuleError::from(wrenn_image::ImageError::Full { path });
+        assert!(error.chain().contains("\"/srv/data/capsules"), "{}", error.chain());
+        let told = error.chain_below(Path::new("/srv/data"));
+        assert!(told.contains("\"capsules/cl-1/memory-1.layer\"") && !told.contains("/srv"), "{told}");
     }
 }

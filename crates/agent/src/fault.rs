@@ -38,6 +38,13 @@ pub const POINTS: &[&str] = &[
     "tidy.committed",
     "start.acquired",
     "start.launched",
+    "spare.claimed",
+    "spare.recorded",
+    "spare.moved",
+    "blank.claimed",
+    "blank.recorded",
+    "blank.moved",
+    "blank.emptied",
 ];
 
 /// Dies here if a test wants so.

@@ -143,17 +143,20 @@ fn disk_bytes(dir: &Path) -> io::Result<u64> {
     })
 }
 
-fn refusal(error: &CapsuleError) -> ConnectError {
-    let message = error.chain();
-    match error {
-        CapsuleError::Unknown(_) => ConnectError::not_found(message),
-        CapsuleError::Stopping(_) => ConnectError::aborted(message),
-        CapsuleError::Template { .. } | CapsuleError::Phase { .. } => {
-            ConnectError::failed_precondition(message)
+impl AgentRpc {
+    /// What a caller is told, who may be a user: where the data directory lies is the operator's to know.
+    fn refusal(&self, error: &CapsuleError) -> ConnectError {
+        let message = error.chain_below(&self.manager.env().config.dir);
+        match error {
+            CapsuleError::Unknown(_) => ConnectError::not_found(message),
+            CapsuleError::Stopping(_) => ConnectError::aborted(message),
+            CapsuleError::Template { .. } | CapsuleError::Phase { .. } => {
+                ConnectError::failed_precondition(message)
+            }
+            CapsuleError::TemplateExists { .. } => ConnectError::already_exists(message),
+            CapsuleError::DiskTooSmall { .. } => ConnectError::invalid_argument(message),
+            _ => ConnectError::internal(message),
         }
-        CapsuleError::TemplateExists { .. } => ConnectError::already_exists(message),
-        CapsuleError::DiskTooSmall { .. } => ConnectError::invalid_argument(message),
-        _ => ConnectError::internal(message),
     }
 }
 
@@ -185,7 +188,7 @@ impl pb::AgentService for AgentRpc {
         request: ServiceRequest<'_, pb::CreateCapsuleRequest>,
     ) -> ServiceResult<impl Encodable<pb::CreateCapsuleResponse> + Send + use<>> {
         let capsule = self.manager.create(spec_of(request.to_owned_message())?);
-        let state = capsule.booted().await.map_err(|error| refusal(&error))?;
+        let state = capsule.booted().await.map_err(|error| self.refusal(&error))?;
         let report = self.report(&capsule, &state);
         Response::ok(pb::CreateCapsuleResponse { capsule: report.into(), ..Default::default() })
     }
@@ -207,7 +210,7 @@ impl pb::AgentService for AgentRpc {
         request: ServiceRequest<'_, pb::PauseCapsuleRequest>,
     ) -> ServiceResult<impl Encodable<pb::PauseCapsuleResponse> + Send + use<>> {
         let capsule = self.find(&request.to_owned_message().id)?;
-        let state = capsule.pause().await.map_err(|error| refusal(&error))?;
+        let state = capsule.pause().await.map_err(|error| self.refusal(&error))?;
         let report = self.report(&capsule, &state);
         Response::ok(pb::PauseCapsuleResponse { capsule: report.into(), ..Default::default() })
     }
@@ -218,7 +221,7 @@ impl pb::AgentService for AgentRpc {
         request: ServiceRequest<'_, pb::ResumeCapsuleRequest>,
     ) -> ServiceResult<impl Encodable<pb::ResumeCapsuleResponse> + Send + use<>> {
         let capsule = self.find(&request.to_owned_message().id)?;
-        let state = capsule.resume().await.map_err(|error| refusal(&error))?;
+        let state = capsule.resume().await.map_err(|error| self.refusal(&error))?;
         let report = self.report(&capsule, &state);
         Response::ok(pb::ResumeCapsuleResponse { capsule: report.into(), ..Default::default() })
     }
@@ -234,7 +237,7 @@ impl pb::AgentService for AgentRpc {
         let (manager, name) = (self.manager.clone(), request.template_name);
         let made = tokio::spawn(async move { manager.make_template(&capsule, &path, &name).await }).await;
         let made = made.map_err(|error| ConnectError::internal(error.to_string()))?;
-        let Made { size_bytes, shape } = made.map_err(|error| refusal(&error))?;
+        let Made { size_bytes, shape } = made.map_err(|error| self.refusal(&error))?;
         Response::ok(pb::CreateSnapshotResponse {
             size_bytes,
             vcpus: shape.vcpus,
@@ -250,8 +253,8 @@ impl pb::AgentService for AgentRpc {
         request: ServiceRequest<'_, pb::DeleteTemplateRequest>,
     ) -> ServiceResult<impl Encodable<pb::DeleteTemplateResponse> + Send + use<>> {
         let path = template_path(&request.to_owned_message().template_path)?;
-        let templates = self.manager.env().templates.clone();
-        crate::blocking(move || templates.remove(&path))
+        let env = self.manager.env().clone();
+        crate::blocking(move || env.templates.remove(&path, &env.staging))
             .await
             .map_err(|error| ConnectError::internal(format!("the template's files do not go: {error}")))?;
         Response::ok(pb::DeleteTemplateResponse::default())
@@ -269,7 +272,7 @@ impl pb::AgentService for AgentRpc {
         let manager = self.manager.clone();
         let forked = tokio::spawn(async move { manager.fork(&source, &ids).await }).await;
         let forked = forked.map_err(|error| ConnectError::internal(error.to_string()))?;
-        let clones = forked.map_err(|error| refusal(&error))?;
+        let clones = forked.map_err(|error| self.refusal(&error))?;
         let clones = clones.iter().map(|clone| self.report(clone, &clone.state())).collect();
         Response::ok(pb::ForkCapsuleResponse { clones, ..Default::default() })
     }

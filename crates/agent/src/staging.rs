@@ -45,6 +45,24 @@ impl Staging {
         fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(Staged { dir: Some(dir) })
     }
+
+    /// Takes what is at `place` away from there, durably, to be removed with the handle; `None` where nothing is.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed; it is then where it was.
+    pub fn take_away(&self, place: &Path) -> io::Result<Option<Staged>> {
+        let staged = self.make()?;
+        match fs::rename(place, staged.path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            renamed => renamed?,
+        }
+        let parent = place.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        if let Err(error) = files::sync_names(parent) {
+            // It may be there again after a power failure, and goes when it is asked for once more.
+            warn!(?place, %error, "the disk does not confirm that a directory was removed");
+        }
+        Ok(Some(staged))
+    }
 }
 
 impl Staged {
@@ -103,5 +121,20 @@ mod tests {
         assert!(stale.exists());
         Staging::open(data.path().join("staging")).unwrap();
         assert!(!stale.exists());
+    }
+
+    #[test]
+    fn what_is_taken_away_is_gone_from_its_place_at_once_and_from_the_disk_with_its_handle() {
+        let data = tempfile::tempdir().unwrap();
+        let staging = Staging::open(data.path().join("staging")).unwrap();
+        let place = data.path().join("place");
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("file"), "text").unwrap();
+        let taken = staging.take_away(&place).unwrap().unwrap();
+        assert!(!place.exists());
+        assert_eq!(fs::read(taken.path().join("file")).unwrap(), b"text");
+        drop(taken);
+        assert!(staging.take_away(&place).unwrap().is_none());
+        assert_eq!(fs::read_dir(data.path().join("staging")).unwrap().count(), 0);
     }
 }

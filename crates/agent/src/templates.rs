@@ -21,7 +21,7 @@ use crate::files;
 use crate::images::Template;
 use crate::record::{Defaults, write_atomically};
 use crate::saved::Saved;
-use crate::staging::Staged;
+use crate::staging::{Staged, Staging};
 
 /// A snapshot's description in its directory.
 const SNAPSHOT_FILE: &str = "snapshot.json";
@@ -125,18 +125,12 @@ impl Templates {
     /// Removes a snapshot's files; one that is gone already is fine. Blocks.
     ///
     /// # Errors
-    /// Where something does not go, or the template is a base image.
-    pub fn remove(&self, path: &Path) -> io::Result<()> {
+    /// Where it cannot be taken from its place, in which it is as whole as before, or is a base image.
+    pub fn remove(&self, path: &Path, staging: &Staging) -> io::Result<()> {
         let dir = self.dir(path);
-        let description = dir.join(SNAPSHOT_FILE);
-        match fs::remove_file(&description) {
-            Err(error) if error.kind() == ErrorKind::NotFound && dir.join("template.json").exists() => {
-                return Err(io::Error::other("it is a base image"));
-            }
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            // Without its description it is none any more, and what is left is removed also by a repetition.
-            _ => {}
+        if dir.join("template.json").try_exists()? {
+            return Err(io::Error::other("it is a base image"));
         }
-        files::remove_directory(&dir)
+        staging.take_away(&dir).map(drop)
     }
 }

@@ -165,9 +165,9 @@ async fn templates_of_running_and_paused_capsules_outlive_them_and_may_go_before
         let copy = manager.create(spec);
         copy.booted().await.unwrap();
         assert_eq!(shell(&copy, "cat /dev/shm/word").await, word);
-        let templates = manager.env().templates.clone();
+        let env = manager.env().clone();
         let path = template_path(template);
-        templates.remove(&path).unwrap();
+        env.templates.remove(&path, &env.staging).unwrap();
         assert!(
             manager.create(CapsuleSpec { template_path: path, ..common::spec(0) }).booted().await.is_err()
         );

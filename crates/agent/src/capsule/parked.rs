@@ -16,6 +16,7 @@ use super::snapshot::SnapshotPlan;
 use crate::console;
 use crate::environment::Environment;
 use crate::error::CapsuleError;
+use crate::fault;
 use crate::files;
 use crate::record::CapsuleSpec;
 use crate::saved::{About, Saved};
@@ -180,11 +181,15 @@ impl Actor {
         self.held = held;
         self.record.slot = record.slot;
         self.record.machine = self.moved(record.machine);
+        fault::point("blank.claimed");
         // Both records name it now, and either alone is enough to remove it.
         self.save();
+        fault::point("blank.recorded");
         let moved = self.move_in(&dir);
+        fault::point("blank.moved");
         // What was not moved is of no use; the capsule's own record has the rest.
         files::remove_directory(&dir)?;
+        fault::point("blank.emptied");
         moved?;
         Ok(self.held.machine.clone())
     }
@@ -224,8 +229,12 @@ impl Actor {
         self.record.machine = self.moved(record.machine);
         self.record.disk = record.disk;
         self.record.saved = record.saved;
+        fault::point("spare.claimed");
         // In this order the directory's record names all that is to be removed, whatever becomes of this agent.
-        let moved = self.record.write(&dir).and_then(|()| fs::rename(&dir, &self.dir));
+        let recorded = self.record.write(&dir);
+        fault::point("spare.recorded");
+        let moved = recorded.and_then(|()| fs::rename(&dir, &self.dir));
+        fault::point("spare.moved");
         if moved.is_err() {
             self.let_go_surely().await;
             files::remove_directory(&dir)?;

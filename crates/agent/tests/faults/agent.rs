@@ -8,8 +8,9 @@ use std::time::Duration;
 use wrenn_agent::config::AgentConfig;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::CapsuleSpec;
-use wrenn_agent::recovery;
-use wrenn_core::CapsuleId;
+use wrenn_agent::{recovery, warm};
+use wrenn_core::limits::{DEFAULT_DISK_MB, DEFAULT_MEMORY_MB, DEFAULT_VCPUS};
+use wrenn_core::{CapsuleId, Shape};
 
 use crate::common::{Host, spec};
 
@@ -62,7 +63,10 @@ pub(crate) async fn live(host: &Host, script: &str, fault: &str, limit: Option<D
 #[ignore = "it is the agent of other tests, and does nothing by itself"]
 async fn an_agent_of_its_own() {
     let (Ok(dir), Ok(script)) = (std::env::var(DIR), std::env::var(SCRIPT)) else { return };
-    let config = AgentConfig { dir: PathBuf::from(dir), ..Host::new().config() };
+    let mut config = AgentConfig { dir: PathBuf::from(dir), ..Host::new().config() };
+    if script.starts_with("ready") {
+        (config.warm_mb, config.pool_size) = (4096, 1);
+    }
     let manager = Manager::new(std::sync::Arc::new(wrenn_agent::open(config).await.unwrap()));
     recovery::recover(&manager).await.unwrap();
     for step in script.split(';').map(str::trim).filter(|step| !step.is_empty()) {
@@ -84,8 +88,14 @@ async fn follow(manager: &Manager, step: &str) {
             let ids = [CapsuleId::random(), CapsuleId::random()];
             drop(manager.fork(&source(), &ids).await.unwrap());
         }
+        "ready" => {
+            warm::begin(manager.env()).await;
+            warm::filled(manager.env(), LIFE).await;
+        }
         "create" => {
-            let made = CapsuleSpec { template_path: words[1].into(), ..spec(0) };
+            let shape =
+                Shape { vcpus: DEFAULT_VCPUS, memory_mb: DEFAULT_MEMORY_MB, disk_mb: DEFAULT_DISK_MB };
+            let made = CapsuleSpec { id: words[1].parse().unwrap(), shape, ..spec(0) };
             drop(manager.create(made).booted().await.unwrap());
         }
         "rest" => tokio::time::sleep(Duration::from_secs(60)).await,

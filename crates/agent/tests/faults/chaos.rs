@@ -188,7 +188,8 @@ impl Chaos {
         copy.booted().await.unwrap();
         self.with(|all| all.insert(copy.id(), written));
         self.read_back(&copy).await;
-        self.manager.env().templates.remove(&path).unwrap();
+        let env = self.manager.env();
+        env.templates.remove(&path, &env.staging).unwrap();
         self.destroy(&copy).await;
         true
     }

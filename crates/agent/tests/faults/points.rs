@@ -8,7 +8,7 @@ use wrenn_core::CapsuleId;
 
 use crate::agent::live;
 use crate::audit::{audit, check_guest, destroy_all, next_agent};
-use crate::common::{Host, spec};
+use crate::common::{Host, shell, spec};
 use crate::seed::{KEPT, Seed, shape};
 
 /// The template that scripts make.
@@ -131,6 +131,37 @@ async fn an_agent_killed_while_it_merges_and_flattens_leaves_the_capsule_paused(
     }
 }
 
+/// Ends an agent that minds nothing that runs.
+async fn retire(manager: Manager) {
+    manager.env().detach.cancel();
+    manager.env().tasks.close();
+    manager.env().tasks.wait().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_while_it_hands_over_a_machine_of_the_pool_leaves_the_capsule_paused_or_none() {
+    let host = Host::new();
+    let id = CapsuleId::random();
+    for point in points("spare") {
+        let manager = die(&host, &format!("ready; create {id}"), point).await;
+        assert!(manager.all().is_empty(), "{point}");
+        retire(manager).await;
+    }
+    for point in points("blank") {
+        let script = format!("ready; create {id}; pause {id}; resume {id}");
+        let manager = die(&host, &script, point).await;
+        let capsule = manager.get(id).unwrap_or_else(|| panic!("{point}: the capsule is lost"));
+        assert_eq!(capsule.state().phase, Phase::Paused, "{point}");
+        capsule.resume().await.unwrap();
+        assert_eq!(shell(&capsule, "hostname").await, id.to_string());
+        capsule.destroy().await;
+        audit(&host, &manager).await;
+        retire(manager).await;
+    }
+    let last = next_agent(&host).await;
+    destroy_all(host, &last).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_capsule_whose_record_names_the_slot_of_another_takes_nothing_from_it() {
     let seed = Seed::make(1, 0).await;
@@ -140,14 +171,12 @@ async fn a_paused_capsule_whose_record_names_the_slot_of_another_takes_nothing_f
     source.resume().await.unwrap();
     let copy = first.fork(&source, &[CapsuleId::random()]).await.unwrap().remove(0);
     source.pause().await.unwrap();
-    first.env().detach.cancel();
-    first.env().tasks.close();
-    first.env().tasks.wait().await;
+    retire(first).await;
     let record = |capsule: &Capsule| host.config().capsules_dir().join(capsule.id().to_string());
     let mut stale = Record::read(&record(&source)).unwrap();
     stale.slot = Record::read(&record(&copy)).unwrap().slot;
     stale.write(&record(&source)).unwrap();
-    drop((source, first));
+    drop(source);
     let second = next_agent(&host).await;
     let (source, copy) = (second.get(seed.id()).unwrap(), second.get(copy.id()).unwrap());
     assert_eq!((source.state().phase, copy.state().phase), (Phase::Paused, Phase::Running));
