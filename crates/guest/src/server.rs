@@ -16,15 +16,18 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use wrenn_protocol::filesystem::FilesystemExt as _;
 use wrenn_protocol::process::ProcessExt as _;
 
 use crate::auth;
 use crate::config::Config;
 use crate::connections::{Connections, Peer};
+use crate::datagram;
 use crate::filesystem::Files;
 use crate::http;
 use crate::http::bulk::Bulk;
+use crate::http::configure::Machine;
 use crate::process::Processes;
 use crate::reaper::Reaper;
 use crate::settings::Settings;
@@ -71,15 +74,18 @@ pub(crate) fn run(config: &Config) -> Result<(), ServerError> {
     let address = SocketAddr::new(config.address, config.port);
     let processes = Arc::new(Processes::new(reaper, settings.clone()));
     let served = runtime.block_on(async {
-        let listener = listen(address).map_err(|source| ServerError::Listen { address, source })?;
+        let stop = told_to_stop().map_err(ServerError::Runtime)?;
+        let cannot = |source| ServerError::Listen { address, source };
+        let listener = listen(address).map_err(cannot)?;
         let address = listener.local_addr().unwrap_or(address);
+        let machine = Machine { settings: settings.clone(), connections: Connections::new(address.port()) };
+        datagram::serve(address, machine.clone()).map_err(cannot)?;
         // Tells whoever started the daemon which port it got.
         println!("wrenn-guest: listening on {address}");
-        let connections = Connections::new(address.port());
-        let app = app(settings.clone(), Arc::clone(&processes), connections.clone());
+        let app = app(machine.clone(), Arc::clone(&processes));
         tokio::select! {
-            () = accept(&listener, &app, &settings, &connections) => {}
-            () = told_to_stop() => {}
+            () = accept(&listener, &app, &machine) => {}
+            () = stop => {}
         }
         Ok(())
     });
@@ -95,26 +101,30 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The whole service behind its guard.
-fn app(settings: Settings, processes: Arc<Processes>, connections: Connections) -> Router {
+fn app(machine: Machine, processes: Arc<Processes>) -> Router {
+    let settings = machine.settings.clone();
     let files = Arc::new(Files::new(settings.clone()));
     let rpc = files.register(processes.register(RpcRouter::new()));
     let limits = Limits::default().with_max_message_size(MAX_MESSAGE).with_max_request_body_size(MAX_MESSAGE);
-    http::router(settings.clone(), connections)
+    http::router(machine)
         .fallback_service(ConnectRpcService::new(rpc).with_limits(limits))
         .layer(axum::middleware::from_fn_with_state(settings, auth::guard))
 }
 
-async fn accept(listener: &TcpListener, app: &Router, settings: &Settings, connections: &Connections) {
+async fn accept(listener: &TcpListener, app: &Router, machine: &Machine) {
+    let Machine { settings, connections } = machine;
     let builder = builder();
     let bulk = Bulk::new(settings.clone(), IDLE);
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
+                connections.note(&stream);
                 let connection = Connection {
                     peer: Peer(peer),
                     bulk: bulk.clone(),
                     app: app.clone(),
                     builder: builder.clone(),
+                    settings: settings.clone(),
                     connections: connections.clone(),
                 };
                 tokio::spawn(connection.serve(stream));
@@ -138,11 +148,13 @@ struct Connection {
     bulk: Bulk,
     app: Router,
     builder: auto::Builder<TokioExecutor>,
+    settings: Settings,
     connections: Connections,
 }
 
 impl Connection {
     async fn serve(self, stream: TcpStream) {
+        self.settings.settled().await;
         // Output comes in small pieces that somebody waits for.
         let _ = stream.set_nodelay(true);
         let mut closing = pin!(self.connections.closing());
@@ -169,15 +181,13 @@ impl Connection {
     }
 }
 
-async fn told_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+/// Listens for the two signals that end the daemon. One that arrived before this would find nobody who waits for it.
+fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-        _ => std::future::pending().await,
-    }
+    })
 }
