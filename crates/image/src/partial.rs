@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem::take;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -89,7 +90,18 @@ impl PartialFile {
             return Err(ImageError::io("write", &self.target, source));
         }
         self.written += bytes.len() as u64;
+        self.start_writing_back(at, bytes.len());
         Ok(())
+    }
+
+    /// Has the kernel begin with bringing a piece to the disk, so that whoever waits for all of it at the end does not
+    /// wait for the first piece too.
+    fn start_writing_back(&self, at: u64, bytes: usize) {
+        let (Ok(at), Ok(bytes)) = (libc::off64_t::try_from(at), libc::off64_t::try_from(bytes)) else {
+            return;
+        };
+        // SAFETY: no pointer is passed, and the descriptor is open. A refusal changes nothing: it is a hint.
+        unsafe { libc::sync_file_range(self.file.as_raw_fd(), at, bytes, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     /// Gives the file its final name, in place of whatever had it; returns the bytes written. With `durable` the

@@ -8,6 +8,7 @@ use wrenn_net::Slot;
 use wrenn_vmm::{DiskFiles, LaunchSpec, Machine, Start};
 
 use super::actor::Actor;
+use super::steps::Steps;
 use crate::error::CapsuleError;
 use crate::fault;
 use crate::remains;
@@ -81,6 +82,7 @@ impl Actor {
             dir: self.dir.clone(),
             netns: slot.netns_path(),
             tap: slot.open_tap()?,
+            mac: wrenn_net::GUEST_MAC,
             uid,
             gid: uid,
             cgroup_parent: self.env.cgroup.clone(),
@@ -91,19 +93,23 @@ impl Actor {
 
     /// Gives VMM and slot back and keeps the files. Each step may be repeated.
     pub(super) async fn let_go(&mut self) -> anyhow::Result<()> {
+        let mut steps = Steps::begin(self.capsule.id());
         self.capsule.set_endpoint(None);
-        if let Some(machine) = &self.held.machine {
-            machine.kill().await?;
-            self.held.machine = None;
-        }
         // The next machine in that slot has the same group.
         match std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        if let Some(slot) = self.held.slot.take() {
-            slot.release().await?;
-        }
+        // Both at once, for either keeps the kernel busy for a while. The VMM has its signal before anything of the slot
+        // goes, and runs nothing any more.
+        let (machine, slot) = (self.held.machine.clone(), self.held.slot.take());
+        let kill = async { if let Some(machine) = machine { machine.kill().await } else { Ok(()) } };
+        let release = async { if let Some(slot) = slot { slot.release().await } else { Ok(()) } };
+        let (killed, released) = tokio::join!(biased; kill, release);
+        killed?;
+        self.held.machine = None;
+        released?;
+        steps.done("kill and slot");
         remains::let_go(&*self.env.vmm, &self.env.network, &mut self.record).await
     }
 
