@@ -1,9 +1,12 @@
 //! One guest's daemon, as the agent reaches it over the capsule's network slot.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::body::Body;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http::header::HeaderValue;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
@@ -13,18 +16,23 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 use wrenn_core::limits::GUEST_PORT;
-use wrenn_protocol::guest::{GuestError, InitRequest, InitResponse};
+use wrenn_protocol::datagram::Operation;
+use wrenn_protocol::guest::{GuestError, InitRequest, InitResponse, PREPARE_PATH};
 use wrenn_protocol::tunnel::ACCESS_TOKEN_HEADER;
+
+use crate::datagram;
 
 /// Idle connections kept to one guest.
 const IDLE_CONNECTIONS: usize = 4;
 /// How long an idle connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A guest that is up answers a connection attempt at once; one that is not may swallow it.
-const CONNECT_ATTEMPT: Duration = Duration::from_millis(100);
+/// A guest that is up answers a connection attempt within some tens of milliseconds; one that is not swallows it.
+const CONNECT_ATTEMPT: Duration = Duration::from_secs(1);
+/// Pause between two attempts, of which several may be under way.
+const CONNECT_BEAT: Duration = Duration::from_millis(20);
 /// A guest that was just restored answers within milliseconds, but for its first packets, which may be lost.
 const INIT_ATTEMPT: Duration = Duration::from_secs(2);
-/// Pause between attempts while a guest boots.
+/// Pause after an attempt that failed.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the guest daemon was not reached, or what it refused.
@@ -90,9 +98,24 @@ impl Endpoint {
     /// Resolves when the daemon answers its health check; never gives up, so put a limit around it.
     pub async fn wait_until_healthy(&self) {
         loop {
-            match tokio::time::timeout(CONNECT_ATTEMPT, TcpStream::connect(self.addr)).await {
-                Ok(Ok(_)) if self.healthy().await => return,
-                _ => tokio::time::sleep(CONNECT_PAUSE).await,
+            self.wait_until_connectable().await;
+            if self.healthy().await {
+                return;
+            }
+            tokio::time::sleep(CONNECT_PAUSE).await;
+        }
+    }
+
+    /// Resolves when the daemon accepts connections.
+    async fn wait_until_connectable(&self) {
+        let mut attempts = FuturesUnordered::new();
+        let mut beat = tokio::time::interval(CONNECT_BEAT);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {
+                    attempts.push(tokio::time::timeout(CONNECT_ATTEMPT, TcpStream::connect(self.addr)));
+                }
+                Some(Ok(Ok(_connected))) = attempts.next() => return,
             }
         }
     }
@@ -109,15 +132,16 @@ impl Endpoint {
     /// # Errors
     /// Where it did not answer or refused.
     pub async fn init(&self, body: &InitRequest) -> Result<InitResponse, EndpointError> {
-        let unreachable = |error: &dyn std::error::Error| EndpointError::Unreachable(chain(error));
         let bytes = serde_json::to_vec(body).map_err(|error| unreachable(&error))?;
         let answer = self.post("/init", bytes).await?;
         serde_json::from_slice(&answer).map_err(|error| unreachable(&error))
     }
 
-    /// As [`init`](Self::init), again and again until the daemon is there; never gives up on one that does not answer,
-    /// so put a limit around it. `body` makes the request anew for each attempt, for the time is in it. `renewed` has the token that the body brings: a daemon that took it may have answered too
-    /// late, and then knows no other.
+    /// As [`init`](Self::init) of a daemon that was just restored, again and again until it is there; never gives up on one
+    /// that does not answer, so put a limit around it. `body` makes the request anew for each attempt, for the time is in
+    /// it. `renewed` has the token that the body brings: a daemon that took it may have answered too late, and then knows no
+    /// other. What no datagram brings about is tried by HTTP: the request may be too long for one, and a daemon of an
+    /// earlier release knows none.
     ///
     /// # Errors
     /// Where it refused.
@@ -126,16 +150,50 @@ impl Endpoint {
         body: impl Fn() -> InitRequest,
         renewed: &Self,
     ) -> Result<InitResponse, EndpointError> {
-        loop {
-            let mut answer = tokio::time::timeout(INIT_ATTEMPT, self.init(&body())).await;
-            if let Ok(Err(EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. })) = answer {
-                answer = tokio::time::timeout(INIT_ATTEMPT, renewed.init(&body())).await;
+        for way in [Way::Datagram, Way::Http].into_iter().cycle() {
+            let mut answer = self.attempt(way, &body).await;
+            if let Err(EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. }) = answer {
+                answer = renewed.attempt(way, &body).await;
             }
             match answer {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(refused @ EndpointError::Refused { .. })) => return Err(refused),
-                Ok(Err(EndpointError::Unreachable(_))) | Err(_) => tokio::time::sleep(CONNECT_PAUSE).await,
+                Err(EndpointError::Unreachable(_)) => tokio::time::sleep(CONNECT_PAUSE).await,
+                answered => return answered,
             }
+        }
+        Err(EndpointError::Unreachable("no way is left to try".to_owned()))
+    }
+
+    async fn attempt(
+        &self,
+        way: Way,
+        body: &impl Fn() -> InitRequest,
+    ) -> Result<InitResponse, EndpointError> {
+        let attempt = async {
+            match way {
+                Way::Http => self.init(&body()).await,
+                Way::Datagram => {
+                    let body = || serde_json::to_vec(&body()).map_err(io::Error::other);
+                    let answer = self.call(Operation::Init, body).await?;
+                    serde_json::from_slice(&answer).map_err(|error| unreachable(&error))
+                }
+            }
+        };
+        let late = |_| Err(EndpointError::Unreachable("it took too long".to_owned()));
+        tokio::time::timeout(INIT_ATTEMPT, attempt).await.unwrap_or_else(late)
+    }
+
+    /// Calls by datagram.
+    async fn call(
+        &self,
+        operation: Operation,
+        body: impl Fn() -> io::Result<Vec<u8>>,
+    ) -> Result<Vec<u8>, EndpointError> {
+        let called = datagram::call(self.addr, operation, self.token.as_bytes(), body).await;
+        let (status, body) = called.map_err(|error| unreachable(&error))?;
+        match StatusCode::from_u16(status) {
+            Ok(status) if status.is_success() => Ok(body),
+            Ok(status) => Err(refused(status, &body)),
+            Err(error) => Err(unreachable(&error)),
         }
     }
 
@@ -144,11 +202,13 @@ impl Endpoint {
     /// # Errors
     /// Where it did not answer or refused.
     pub async fn prepare(&self) -> Result<(), EndpointError> {
-        self.post("/prepare", Vec::new()).await.map(drop)
+        match self.call(Operation::Prepare, || Ok(Vec::new())).await {
+            Err(EndpointError::Unreachable(_)) => self.post(PREPARE_PATH, Vec::new()).await.map(drop),
+            called => called.map(drop),
+        }
     }
 
     async fn post(&self, path: &str, body: Vec<u8>) -> Result<bytes::Bytes, EndpointError> {
-        let unreachable = |error: &dyn std::error::Error| EndpointError::Unreachable(chain(error));
         let uri = self.uri(path).map_err(|error| unreachable(&error))?;
         let request = Request::builder()
             .method(Method::POST)
@@ -163,13 +223,25 @@ impl Endpoint {
             .await
             .map_err(|error| EndpointError::Unreachable(error.to_string()))?
             .to_bytes();
-        if !status.is_success() {
-            let message = serde_json::from_slice::<GuestError>(&body)
-                .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |error| error.message);
-            return Err(EndpointError::Refused { status, message });
-        }
-        Ok(body)
+        if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
     }
+}
+
+/// How a daemon is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Datagram,
+    Http,
+}
+
+fn unreachable(error: &dyn std::error::Error) -> EndpointError {
+    EndpointError::Unreachable(chain(error))
+}
+
+fn refused(status: StatusCode, body: &[u8]) -> EndpointError {
+    let message = serde_json::from_slice::<GuestError>(body)
+        .map_or_else(|_| String::from_utf8_lossy(body).into_owned(), |error| error.message);
+    EndpointError::Refused { status, message }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -8,6 +8,7 @@ pub mod capsule;
 pub mod config;
 pub mod console;
 pub mod credentials;
+mod datagram;
 pub mod endpoint;
 pub mod environment;
 pub mod error;

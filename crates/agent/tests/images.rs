@@ -148,6 +148,7 @@ impl Guest {
             dir: dir.clone(),
             netns: path.clone(),
             tap,
+            mac: wrenn_net::GUEST_MAC,
             uid,
             gid: uid,
             cgroup_parent: None,

@@ -172,6 +172,7 @@ impl Bare {
             dir: place.dir,
             netns: place.netns,
             tap: place.tap,
+            mac: wrenn_net::GUEST_MAC,
             uid: place.uid,
             gid: place.uid,
             cgroup_parent: self.cgroup.clone(),

@@ -5,12 +5,15 @@
 //! clone's never had one. Until the daemon lets go of such a socket, it holds the stream of a process for nobody, and
 //! the kernel takes a new connection from the same port of the host for a part of the old one.
 //!
-//! Nothing is kept about connections while they are in use. To break them the daemon looks through its own
-//! descriptors, which finds those of every kind: with the HTTP library, in a transfer of a whole file, in a tunnel.
+//! Nothing is kept about connections while they are in use but the highest number that a descriptor of theirs has had.
+//! To break them the daemon looks through its own descriptors up to that, which finds those of every kind: with the HTTP
+//! library, in a transfer of a whole file, in a tunnel. The list in `/proc` would tell which of them are open, at the price
+//! of many times the code.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::net::{Shutdown, getpeername, getsockname};
 use tokio::sync::Notify;
@@ -25,12 +28,18 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 pub(crate) struct Connections {
     port: u16,
     idle: Arc<Notify>,
+    highest: Arc<AtomicI32>,
 }
 
 impl Connections {
     /// Those accepted on `port`.
     pub(crate) fn new(port: u16) -> Self {
-        Self { port, idle: Arc::default() }
+        Self { port, idle: Arc::default(), highest: Arc::default() }
+    }
+
+    /// Takes note of one that was accepted, and is not given another descriptor.
+    pub(crate) fn note(&self, connection: &impl AsRawFd) {
+        self.highest.fetch_max(connection.as_raw_fd(), Ordering::Relaxed);
     }
 
     /// Has each connection closed as soon as it waits for a request; a call in progress is finished first.
@@ -45,15 +54,16 @@ impl Connections {
 
     /// Breaks every connection but the one from `survivor`, whatever is going on in it, as if the other side had reset
     /// it. Returns how many there were.
-    pub(crate) fn sever_others(&self, survivor: Peer) -> usize {
-        let sockets = descriptors().into_iter().filter_map(|number| self.accepted(number, survivor));
+    pub(crate) fn sever_others(&self, survivor: Option<Peer>) -> usize {
+        let numbers = 0..=self.highest.load(Ordering::Relaxed);
+        let sockets = numbers.filter_map(|number| self.accepted(number, survivor));
         sockets.map(|socket| sever(&socket)).count()
     }
 
     /// A hold of our own on the socket `number`, if that is one to break.
-    fn accepted(&self, number: RawFd, survivor: Peer) -> Option<OwnedFd> {
-        // SAFETY: the borrow lasts for the calls below, which work with whatever has this number now: one that was
-        // closed meanwhile makes them fail, and one that took its place is looked at again through a hold of our own.
+    fn accepted(&self, number: RawFd, survivor: Option<Peer>) -> Option<OwnedFd> {
+        // SAFETY: the borrow lasts for the calls below, which work with whatever has this number now: one that nothing has
+        // makes them fail, and one that changed hands meanwhile is looked at again through a hold of our own.
         let seen = unsafe { BorrowedFd::borrow_raw(number) };
         if !self.is_other(seen, survivor) {
             return None;
@@ -62,10 +72,11 @@ impl Connections {
         self.is_other(held.as_fd(), survivor).then_some(held)
     }
 
-    fn is_other(&self, socket: BorrowedFd<'_>, survivor: Peer) -> bool {
+    fn is_other(&self, socket: BorrowedFd<'_>, survivor: Option<Peer>) -> bool {
         let name = getsockname(socket).ok().and_then(|name| SocketAddr::try_from(name).ok());
         let peer = || SocketAddr::try_from(getpeername(socket).ok()??).ok();
-        name.is_some_and(|name| name.port() == self.port) && peer().is_some_and(|peer| peer != survivor.0)
+        name.is_some_and(|name| name.port() == self.port)
+            && peer().is_some_and(|peer| survivor != Some(Peer(peer)))
     }
 }
 
@@ -75,13 +86,6 @@ fn sever(socket: &OwnedFd) {
     if rustix::net::connect_unspec(socket).is_err() {
         let _ = rustix::net::shutdown(socket, Shutdown::Both);
     }
-}
-
-/// The numbers of this process's open descriptors.
-fn descriptors() -> Vec<RawFd> {
-    // Without /proc there is no machine to speak of, and nothing else to look through.
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -103,14 +107,17 @@ mod tests {
         let (mut lost, (mut breaks, _)) = dial(&ours);
         let (mut other, (mut stays, _)) = dial(&foreign);
         let connections = Connections::new(ours.local_addr().unwrap().port());
-        assert_eq!(connections.sever_others(Peer(peer)), 1);
+        assert_eq!(connections.sever_others(None), 0, "nothing was noted");
+        [&survives, &breaks].into_iter().for_each(|accepted| connections.note(accepted));
+        assert_eq!(connections.sever_others(Some(Peer(peer))), 1);
         let mut byte = [0];
         assert!(lost.read(&mut byte).is_err() && breaks.read(&mut byte).is_err());
         for (client, server) in [(&mut survivor, &mut survives), (&mut other, &mut stays)] {
             client.write_all(b"x").unwrap();
             server.read_exact(&mut byte).unwrap();
         }
-        assert_eq!(connections.sever_others(Peer(peer)), 0);
+        assert_eq!(connections.sever_others(Some(Peer(peer))), 0);
+        assert_eq!(connections.sever_others(None), 1);
     }
 
     #[test]
@@ -119,9 +126,11 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).unwrap();
         let (mut server, _) = listener.accept().unwrap();
+        let connections = Connections::new(address.port());
+        connections.note(&server);
         let waiting = std::thread::spawn(move || server.read(&mut [0]).unwrap_or(0));
         std::thread::sleep(std::time::Duration::from_millis(50));
-        assert_eq!(Connections::new(address.port()).sever_others(Peer(address)), 1);
+        assert_eq!(connections.sever_others(None), 1);
         assert_eq!(waiting.join().unwrap(), 0);
     }
 }

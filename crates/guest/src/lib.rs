@@ -6,7 +6,8 @@
 //!   kernel ──▶ init (mounts, modules, network, root switch) ──▶ server ─┬─ process.Process        (process)
 //!                                                                        ├─ filesystem.Filesystem  (filesystem)
 //!                                                                        ├─ /files /init /metrics  (http)
-//!                                                                        └─ /connect?port=N        (http::tunnel)
+//!                                                                        ├─ /connect?port=N        (http::tunnel)
+//!                                                                        └─ UDP: init, prepare     (datagram)
 //! ```
 //!
 //! Everything is root's view of an image the platform does not trust, so nothing of the image is ever loaded or
@@ -17,6 +18,7 @@ mod accounts;
 mod auth;
 mod config;
 mod connections;
+mod datagram;
 mod error;
 mod filesystem;
 mod http;

@@ -32,25 +32,40 @@ impl Values {
 
 /// The settings in force.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Settings(Arc<RwLock<Arc<Values>>>);
+pub(crate) struct Settings {
+    values: Arc<RwLock<Arc<Values>>>,
+    /// Held for writing while something that was set is not yet everywhere.
+    settled: Arc<tokio::sync::RwLock<()>>,
+}
 
 impl Settings {
     /// Settings that demand `token` and leave the rest open.
     pub(crate) fn new(token: Option<String>) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(Values { token, ..Values::default() }))))
+        let values = Arc::new(RwLock::new(Arc::new(Values { token, ..Values::default() })));
+        Self { values, settled: Arc::default() }
     }
 
     /// The set in force now.
     pub(crate) fn get(&self) -> Arc<Values> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.values.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces the set by a changed copy.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Values)) {
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.values.write().unwrap_or_else(PoisonError::into_inner);
         let mut values = Values::clone(&current);
         change(&mut values);
         *current = Arc::new(values);
+    }
+
+    /// Has new connections wait until the guard is dropped. For a thread that may block.
+    pub(crate) fn unsettle(&self) -> impl Drop + '_ {
+        self.settled.blocking_write()
+    }
+
+    /// Resolves when everything that was set is in force everywhere.
+    pub(crate) async fn settled(&self) {
+        drop(self.settled.read().await);
     }
 }
 

@@ -14,6 +14,8 @@ pub const TAP_ADDR: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
 /// Prefix length of the network shared by [`GUEST_ADDR`] and [`TAP_ADDR`].
 pub const GUEST_PREFIX_LEN: u8 = 30;
 
+/// The guest's hardware address, the same in every slot: nobody has to ask for it.
+pub const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 /// Hardware address of the host's end, the same in every slot: a guest that is brought back from a snapshot remembers
 /// it.
 pub(crate) const TAP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];

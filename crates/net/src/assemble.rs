@@ -12,7 +12,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::address::{GUEST_PREFIX_LEN, SlotIndex, TAP_ADDR, TAP_MAC, TAP_NAME, VETH_NAME, VETH_PREFIX_LEN};
+use crate::address::{
+    GUEST_ADDR, GUEST_MAC, GUEST_PREFIX_LEN, SlotIndex, TAP_ADDR, TAP_MAC, TAP_NAME, VETH_NAME,
+    VETH_PREFIX_LEN,
+};
 use crate::claims::Taken;
 use crate::dns::{self, Forwarder};
 use crate::error::{NetError, Result};
@@ -170,6 +173,7 @@ async fn configure_inside(shared: &Shared, index: SlotIndex, resident: &Resident
         links::set_mac(&netlink, tap, TAP_MAC).await?;
         links::add_address(&netlink, tap, TAP_ADDR, GUEST_PREFIX_LEN).await?;
         links::set_up(&netlink, tap).await?;
+        links::add_neighbour(&netlink, tap, GUEST_ADDR, GUEST_MAC).await?;
         links::add_address(&netlink, veth, index.veth_namespace_addr(), VETH_PREFIX_LEN).await?;
         links::set_up(&netlink, veth).await?;
         links::add_address(&shared.netlink, host_link, index.veth_host_addr(), VETH_PREFIX_LEN).await

@@ -37,7 +37,7 @@ mod nft;
 mod slot;
 mod tap;
 
-pub use address::{GUEST_ADDR, GUEST_PREFIX_LEN, IndexError, SlotIndex, TAP_ADDR};
+pub use address::{GUEST_ADDR, GUEST_MAC, GUEST_PREFIX_LEN, IndexError, SlotIndex, TAP_ADDR};
 pub use error::{NetError, Result};
 pub use network::{Network, NetworkConfig, SweepReport};
 pub use slot::Slot;

@@ -7,6 +7,7 @@ use std::thread;
 
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
+use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::net::{AddressFamily, SocketType, netdevice};
@@ -88,6 +89,17 @@ pub(crate) async fn add_veth(
 pub(crate) async fn set_mac(handle: &Handle, link: u32, mac: [u8; 6]) -> io::Result<()> {
     let message = LinkMessageBuilder::<LinkUnspec>::new().index(link).address(mac.to_vec()).build();
     handle.link().change(message).execute().await.map_err(into_io)
+}
+
+/// Enters a neighbour for good, so that it is never asked for its hardware address.
+pub(crate) async fn add_neighbour(
+    handle: &Handle,
+    link: u32,
+    addr: Ipv4Addr,
+    mac: [u8; 6],
+) -> io::Result<()> {
+    let request = handle.neighbours().add(link, IpAddr::V4(addr)).link_layer_address(&mac);
+    request.state(NeighbourState::Permanent).execute().await.map_err(into_io)
 }
 
 /// Brings a link up.

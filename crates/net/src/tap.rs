@@ -27,9 +27,6 @@ pub(crate) fn create() -> io::Result<OwnedFd> {
     let device = attach()?;
     // SAFETY: the descriptor is an attached TAP and the request takes a plain integer.
     unsafe { tun_set_persist(device.as_raw_fd(), 1) }?;
-    // While a guest boots it answers no ARP; it is asked again soon, so that the first connection to it does not wait
-    // out the default second.
-    std::fs::write(format!("/proc/sys/net/ipv4/neigh/{TAP_NAME}/retrans_time_ms"), "20")?;
     Ok(OwnedFd::from(device))
 }
 

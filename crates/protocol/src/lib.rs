@@ -1,6 +1,7 @@
 //! What the rooms of the house say to each other: the RPC services between control plane and agent and inside the
-//! guest, the tunnel that joins them, and the plain HTTP bodies of the guest daemon. No logic lives here.
+//! guest, the tunnel that joins them, the plain HTTP bodies of the guest daemon and its datagrams. No logic lives here.
 
+pub mod datagram;
 pub mod drained;
 pub mod guest;
 pub mod identity;

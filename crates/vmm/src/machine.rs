@@ -30,6 +30,8 @@ pub struct LaunchSpec {
     pub netns: PathBuf,
     /// The TAP device, open.
     pub tap: OwnedFd,
+    /// Hardware address of the guest. One that is brought back from a snapshot has that of the snapshot.
+    pub mac: [u8; 6],
     /// User that the VMM runs as, not 0 and of no other machine.
     pub uid: u32,
     /// Group that the VMM runs as, not 0 and of no other machine.

@@ -25,6 +25,7 @@ mod pause;
 mod resources;
 mod restore;
 mod snapshot;
+mod steps;
 mod tidy;
 
 use std::path::PathBuf;

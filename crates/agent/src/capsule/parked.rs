@@ -215,9 +215,12 @@ impl Actor {
         let saved = self.link_saved(&from.saved, &from.dir).await?;
         self.restore(&saved).await?;
         self.capsule.set_endpoint(None);
-        if let Some(machine) = &self.held.machine {
-            machine.pause().await?;
-        }
+        let gone = || CapsuleError::Stopping(self.capsule.id());
+        let machine = self.held.machine.clone().ok_or_else(gone)?;
+        // What the first request of a user will pass.
+        let endpoint = self.endpoint(&self.record.access_token)?;
+        self.wait_for_guest(&*machine, endpoint.wait_until_healthy()).await?;
+        machine.pause().await?;
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use wrenn_vmm::{Machine, MemorySaved, MemoryTarget};
 
 use super::actor::Actor;
 use super::house::finds_disk_full;
+use super::steps::Steps;
 use crate::error::CapsuleError;
 use crate::fault;
 use crate::files;
@@ -27,7 +28,7 @@ impl Actor {
         self.enter(Phase::Pausing, reason.to_owned(), None);
         fault::point("pause.begun");
         let begun = tokio::time::Instant::now();
-        match self.write_out(reason).await {
+        match self.write_out().await {
             Ok(memory) => {
                 let took = begun.elapsed().as_millis();
                 let id = self.capsule.id();
@@ -46,18 +47,22 @@ impl Actor {
     }
 
     /// Up to the commit: afterwards the record says that the capsule is paused, and all it names is on the disk.
-    async fn write_out(&mut self, reason: &str) -> Result<MemorySaved, CapsuleError> {
+    async fn write_out(&mut self) -> Result<MemorySaved, CapsuleError> {
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let machine = self.held.machine.clone().ok_or_else(gone)?;
+        let mut steps = Steps::begin(self.capsule.id());
         self.quiesce(&*machine).await?;
+        steps.done("prepare");
         fault::point("pause.prepared");
         let parent = self.parent_image().await?;
+        steps.done("parent");
         machine.pause().await?;
+        steps.done("stop");
         fault::point("pause.stopped");
-        let (memory, saved) = self.write_files(&*machine, parent).await?;
+        let (memory, saved) = self.write_files(&*machine, parent, &mut steps).await?;
         self.check_ending()?;
         self.commit(saved, Phase::Paused)?;
-        tracing::debug!(capsule = %self.capsule.id(), reason, "pause committed");
+        steps.done("commit");
         fault::point("pause.committed");
         self.clear_up().await;
         Ok(memory)
@@ -122,15 +127,18 @@ impl Actor {
         &self,
         machine: &dyn Machine,
         parent: Option<Arc<Image>>,
+        steps: &mut Steps,
     ) -> Result<(MemorySaved, Saved), CapsuleError> {
         // Which layer is on top is what the VMM says, whatever became of the last snapshot.
         let top = machine.disk_top().await?;
         let disk = self.env.disks.open(&self.dir, &format!("{top}.qcow2")).await?;
         let stem = new_stem("memory");
         let (memory, new) = write_memory(machine, &self.dir, &stem, parent.clone()).await?;
+        steps.done("memory");
         fault::point("pause.memory");
         let devices = self.dir.join(new_stem("devices"));
         machine.save_devices(&devices).await?;
+        steps.done("devices");
         fault::point("pause.devices");
         self.env.disks.sync(&disk).await?;
         let (about, header) = (self.about(), self.dir.join(format!("{stem}.image")));
@@ -142,6 +150,7 @@ impl Actor {
             Ok::<_, CapsuleError>(Saved::describe(&image, &devices, &disk, about)?)
         })
         .await?;
+        steps.done("sync");
         fault::point("pause.synced");
         Ok((memory, saved))
     }

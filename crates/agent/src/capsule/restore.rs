@@ -8,13 +8,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tokio::time::Instant;
-use tracing::debug;
-use wrenn_core::CapsuleId;
 use wrenn_protocol::guest::InitRequest;
 use wrenn_vmm::{DiskFiles, Machine, Start};
 
 use super::actor::Actor;
+use super::steps::Steps;
 use crate::error::CapsuleError;
 use crate::fault;
 use crate::record::Record;
@@ -35,23 +33,6 @@ pub(crate) fn identity_request(record: &Record) -> InitRequest {
         hostname: Some(record.spec.id.to_string()),
         entropy: Some(STANDARD.encode(rand::random::<[u8; ENTROPY_BYTES]>())),
         ..InitRequest::default()
-    }
-}
-
-/// Tells at level `debug` how long each step of a restore took.
-struct Steps {
-    id: CapsuleId,
-    last: Instant,
-}
-
-impl Steps {
-    fn begin(id: CapsuleId) -> Self {
-        Self { id, last: Instant::now() }
-    }
-
-    fn done(&mut self, step: &'static str) {
-        debug!(capsule = %self.id, step, us = self.last.elapsed().as_micros(), "restored");
-        self.last = Instant::now();
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the host says to the guest around a snapshot.
 //!
+//! Both are called by HTTP or, by a host in a hurry, as [datagrams](crate::datagram).
+//!
 //! `POST /prepare` comes before it: what processes wrote goes to the disk, and connections that nobody uses are closed.
 //!
 //! `POST /init` comes after every boot and every restore: it tells the guest who and when it is, for a clone wakes up
@@ -28,6 +30,7 @@ use wrenn_protocol::guest::{InitRequest, InitResponse};
 
 use crate::connections::{Connections, Peer};
 use crate::error::{Error, Kind, Result};
+use crate::init::identity::Renamed;
 use crate::init::{disk, identity};
 use crate::settings::Settings;
 
@@ -43,27 +46,45 @@ const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 
 /// What the two calls work on.
 #[derive(Debug, Clone)]
-pub(super) struct Machine {
-    pub(super) settings: Settings,
-    pub(super) connections: Connections,
+pub(crate) struct Machine {
+    pub(crate) settings: Settings,
+    pub(crate) connections: Connections,
 }
 
 /// Writes everything back and ends idle conversations. The caller may have given up by the time that this is done,
 /// which changes nothing.
 pub(super) async fn prepare(State(machine): State<Machine>) -> Result<StatusCode> {
-    let synced = tokio::task::spawn_blocking(rustix::fs::sync).await;
-    synced.map_err(|error| Error::new(Kind::Internal, format!("the disk was not written back: {error}")))?;
-    machine.connections.close_idle();
+    let written = tokio::task::spawn_blocking(move || write_back(&machine)).await;
+    written.map_err(|error| Error::new(Kind::Internal, format!("the disk was not written back: {error}")))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The work of `/prepare`. Blocks for as long as the disk takes.
+pub(crate) fn write_back(machine: &Machine) {
+    rustix::fs::sync();
+    machine.connections.close_idle();
 }
 
 /// Applies what the request holds; an absent field leaves what was set before.
 pub(super) async fn init(
-    State(Machine { settings, connections }): State<Machine>,
+    State(machine): State<Machine>,
     Extension(peer): Extension<Peer>,
     body: Bytes,
 ) -> Result<Json<InitResponse>> {
-    let request = parse(&body)?;
+    let (response, renamed) = apply(&machine, parse(&body)?, Some(peer))?;
+    if let Some(renamed) = renamed {
+        renamed.write_files();
+    }
+    Ok(Json(response))
+}
+
+/// The work of `/init`, which came by the connection from `peer` if by any. What is left to do is to write the files of a
+/// machine that was renamed.
+pub(crate) fn apply(
+    Machine { settings, connections }: &Machine,
+    request: InitRequest,
+    peer: Option<Peer>,
+) -> Result<(InitResponse, Option<Renamed>)> {
     let timestamp = request.timestamp.as_deref().map(parse_time).transpose()?;
     let entropy = request.entropy.as_deref().map(parse_entropy).transpose()?;
     if let Some(time) = timestamp {
@@ -78,9 +99,10 @@ pub(super) async fn init(
     if let Some(bytes) = request.disk_bytes {
         disk::grow_to(bytes);
     }
-    if let Some(name) = &request.hostname {
-        identity::set_hostname(name).map_err(|e| Error::invalid(format!("hostname {name:?}: {e}")))?;
-    }
+    let rename = |name: String| {
+        identity::rename(&name).map_err(|error| Error::invalid(format!("hostname {name:?}: {error}")))
+    };
+    let renamed = request.hostname.map(rename).transpose()?.flatten();
     settings.update(|values| {
         if let Some(token) = request.access_token {
             values.token = Some(token).filter(|t| !t.is_empty()).or(values.token.take());
@@ -92,10 +114,10 @@ pub(super) async fn init(
         }
     });
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    Ok(Json(InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel }))
+    Ok((InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel }, renamed))
 }
 
-fn parse(body: &[u8]) -> Result<InitRequest> {
+pub(crate) fn parse(body: &[u8]) -> Result<InitRequest> {
     if body.is_empty() {
         return Ok(InitRequest::default());
     }

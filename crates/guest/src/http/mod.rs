@@ -2,7 +2,7 @@
 
 mod body;
 pub(crate) mod bulk;
-mod configure;
+pub(crate) mod configure;
 mod download;
 mod metrics;
 mod pages;
@@ -20,13 +20,12 @@ use wrenn_protocol::guest::PREPARE_PATH;
 
 use crate::accounts::User;
 use crate::auth::{self, Signature};
-use crate::connections::Connections;
 use crate::error::{Error, Result};
 use crate::settings::{Settings, Values};
 
 /// The routes.
-pub(crate) fn router(settings: Settings, connections: Connections) -> Router {
-    let machine = configure::Machine { settings: settings.clone(), connections };
+pub(crate) fn router(machine: configure::Machine) -> Router {
+    let settings = machine.settings.clone();
     Router::new()
         .route("/health", get(health))
         .route("/init", post(configure::init).with_state(machine.clone()))

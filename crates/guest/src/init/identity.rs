@@ -23,13 +23,34 @@ pub(super) fn write_files() {
     let _ = std::fs::create_dir_all("/etc");
     let _ = replace("/etc/resolv.conf", &format!("nameserver {NAME_SERVER}\n"));
     let _ = replace(HOSTS, &hosts(DEFAULT_HOSTNAME));
-    let _ = set_hostname(DEFAULT_HOSTNAME);
+    if let Ok(Some(renamed)) = rename(DEFAULT_HOSTNAME) {
+        renamed.write_files();
+    }
 }
 
-/// Names the machine, in the kernel and in the files of `/etc`; where these cannot be written, as in
-/// [`write_files`]. A machine that has that name already is left alone: one that is restored as itself neither waits
-/// for its disk nor dirties it. Outside a capsule only the machine's init may write the files, so they stay as they are.
-pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
+/// A machine that has a new name in the kernel, and not yet in its files.
+#[derive(Debug)]
+#[must_use = "the files have the old name"]
+pub(crate) struct Renamed {
+    old: String,
+    new: String,
+}
+
+impl Renamed {
+    /// Writes the name into the files of `/etc`; where these cannot be written, as in [`write_files`]. Outside a capsule
+    /// only the machine's init may write them, so they stay as they are.
+    pub(crate) fn write_files(&self) {
+        if Config::is_init() {
+            let Self { old, new } = self;
+            let _ = replace("/etc/hostname", &format!("{new}\n"));
+            let _ = replace(HOSTS, &renamed(std::fs::read_to_string(HOSTS).ok(), old, new));
+        }
+    }
+}
+
+/// Names the machine in the kernel. A machine that has that name already is left alone: one that is restored as itself
+/// neither waits for its disk nor dirties it.
+pub(crate) fn rename(name: &str) -> io::Result<Option<Renamed>> {
     let fit = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.');
     if name.is_empty() || name.len() > MAX_HOSTNAME || !name.bytes().all(fit) {
         return Err(io::Error::new(
@@ -40,14 +61,10 @@ pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     let uname = rustix::system::uname();
     let old = uname.nodename().to_string_lossy();
     if old == name {
-        return Ok(());
+        return Ok(None);
     }
     rustix::system::sethostname(name.as_bytes())?;
-    if Config::is_init() {
-        let _ = replace("/etc/hostname", &format!("{name}\n"));
-        let _ = replace(HOSTS, &renamed(std::fs::read_to_string(HOSTS).ok(), &old, name));
-    }
-    Ok(())
+    Ok(Some(Renamed { old: old.into_owned(), new: name.to_owned() }))
 }
 
 fn hosts(name: &str) -> String {
@@ -82,7 +99,7 @@ mod tests {
     #[test]
     fn names_that_are_none_never_reach_the_kernel() {
         for bad in ["", "a b", "a\nb", &"x".repeat(65), "naïve"] {
-            assert_eq!(set_hostname(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(rename(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use wrenn_net::{GUEST_ADDR, GUEST_PREFIX_LEN, Slot, TAP_ADDR};
+use wrenn_net::{GUEST_ADDR, GUEST_MAC, GUEST_PREFIX_LEN, Slot, TAP_ADDR};
 
 use crate::machine::shell;
 
@@ -84,8 +84,9 @@ impl Guest {
         shell(&format!("ip netns add {netns}"));
         let near = File::from(slot.open_tap().expect("TAP opens"));
         let far = inside(&netns, make_tap);
+        let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
         shell(&format!(
-            "ip -n {netns} link set lo up; ip -n {netns} link set guest0 up
+            "ip -n {netns} link set lo up; ip -n {netns} link set guest0 address {mac} up
              ip -n {netns} addr add {GUEST_ADDR}/{GUEST_PREFIX_LEN} dev guest0
              ip -n {netns} route add default via {TAP_ADDR}"
         ));

@@ -7,9 +7,6 @@ use std::path::{Path, PathBuf};
 use super::{Qemu, Version, blocks};
 use crate::{Accelerator, LaunchSpec};
 
-/// The same in every capsule: the network namespace keeps them apart, and a snapshot fits any slot.
-const GUEST_MAC: &str = "02:00:00:00:00:01";
-
 /// Below this version, several emulated CPUs in several threads can hang a guest that patches its own kernel text.
 const THREADED_TCG: Version = Version(8, 1);
 
@@ -41,7 +38,8 @@ pub(super) fn arguments(qemu: &Qemu, spec: &LaunchSpec, view: &View) -> Vec<OsSt
     machine(&mut args, qemu, spec, view);
     disk(&mut args);
     args.pair("-netdev", format!("tap,id=net0,fd={}", view.tap));
-    args.pair("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}"));
+    let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
+    args.pair("-device", format!("virtio-net-device,netdev=net0,mac={mac}"));
     args.pair("-object", "rng-builtin,id=rng0");
     args.pair("-device", "virtio-rng-device,rng=rng0");
     args.pair("-chardev", format!("file,id=console,path={},append=on", escaped(&view.console)));
@@ -145,6 +143,7 @@ mod tests {
             dir: "/c".into(),
             netns: "/run/netns/x".into(),
             tap: OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null opens")),
+            mac: [2, 0, 0, 0, 0, 1],
             uid: 1,
             gid: 1,
             cgroup_parent: None,

@@ -175,6 +175,7 @@ impl Bench {
             dir: self.capsule(),
             netns: format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd()).into(),
             tap: self.tap.try_clone().expect("a second descriptor"),
+            mac: [2, 0, 0, 0, 0, 1],
             uid: self.uid,
             gid: self.uid,
             cgroup_parent: self.cgroup.clone(),
