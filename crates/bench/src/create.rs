@@ -56,7 +56,7 @@ pub(crate) async fn pooled(lab: &Lab, bare: &Bare, warm: &Warm, pairs: usize) ->
     let create = async || insist(lab, async || create(lab, warm.memory_mb, Origin::Pool).await).await;
     let creates = measure("create with the pool", bare, warm, pairs, create, POOLED).await?;
     let resume = async || insist(lab, async || resume(lab, warm.memory_mb, Origin::Pool).await).await;
-    let resumes = measure("resume with the pool", bare, warm, pairs, resume, WHOLE).await?;
+    let resumes = measure("resume with the pool", bare, warm, pairs, resume, POOLED).await?;
     Ok([creates, resumes])
 }
 
