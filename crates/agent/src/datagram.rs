@@ -32,8 +32,9 @@ pub(crate) async fn call(
     loop {
         let body = body()?;
         let datagram = Call { number, operation, token, body: &body }.encode();
-        socket.send(&datagram.ok_or(io::ErrorKind::FileTooLarge)?).await?;
+        let datagram = datagram.ok_or(io::ErrorKind::FileTooLarge)?;
         let answer = async {
+            socket.send(&datagram).await?;
             loop {
                 let length = socket.recv(&mut buffer).await?;
                 if let Some(Answer { number: of, status, body }) = Answer::decode(&buffer[..length])

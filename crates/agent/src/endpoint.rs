@@ -26,12 +26,14 @@ use crate::datagram;
 const IDLE_CONNECTIONS: usize = 4;
 /// How long an idle connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A guest that is up answers a connection attempt within some tens of milliseconds; one that is not swallows it.
-const CONNECT_ATTEMPT: Duration = Duration::from_secs(1);
+/// A guest that is up answers a connection attempt within some tens of milliseconds, one that is not swallows it.
+const CONNECT_ATTEMPT: Duration = Duration::from_millis(200);
+/// The same on a machine that has no time for anything.
+const PATIENT_ATTEMPT: Duration = Duration::from_secs(5);
 /// Pause between two attempts, of which several may be under way.
-const CONNECT_BEAT: Duration = Duration::from_millis(20);
-/// A guest that was just restored answers within milliseconds, but for its first packets, which may be lost.
-const INIT_ATTEMPT: Duration = Duration::from_secs(2);
+const CONNECT_BEAT: Duration = Duration::from_millis(25);
+/// How long one way is tried to make a call that another way could.
+const CALL_ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause after an attempt that failed.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -56,6 +58,7 @@ pub enum EndpointError {
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     addr: SocketAddr,
+    datagrams: bool,
     token: HeaderValue,
     client: Client<HttpConnector, Body>,
     /// Keeps no connection: the daemon moves a whole file past its HTTP library where the file is a connection's first
@@ -74,7 +77,14 @@ impl Endpoint {
         let client = builder.pool_max_idle_per_host(IDLE_CONNECTIONS).build(connector.clone());
         let bulk = builder.pool_max_idle_per_host(0).build(connector);
         let token = HeaderValue::from_str(token).unwrap_or_else(|_| HeaderValue::from_static(""));
-        Self { addr: SocketAddr::from((addr, GUEST_PORT)), token, client, bulk }
+        Self { addr: SocketAddr::from((addr, GUEST_PORT)), datagrams: false, token, client, bulk }
+    }
+
+    /// The same daemon, called by datagram where that is shorter. Only for one that is known to listen for them: else
+    /// whoever does in its guest would be told the token.
+    #[must_use]
+    pub fn with_datagrams(self, datagrams: bool) -> Self {
+        Self { datagrams, ..self }
     }
 
     /// The URI of `path_and_query` on the daemon.
@@ -108,6 +118,22 @@ impl Endpoint {
 
     /// Resolves when the daemon accepts connections.
     async fn wait_until_connectable(&self) {
+        let patiently = async {
+            while !matches!(
+                tokio::time::timeout(PATIENT_ATTEMPT, TcpStream::connect(self.addr)).await,
+                Ok(Ok(_))
+            ) {
+                tokio::time::sleep(CONNECT_BEAT).await;
+            }
+        };
+        tokio::select! {
+            () = patiently => {}
+            () = self.wait_eagerly() => {}
+        }
+    }
+
+    /// The same with a new attempt at each beat, so that the first moment is not missed.
+    async fn wait_eagerly(&self) {
         let mut attempts = FuturesUnordered::new();
         let mut beat = tokio::time::interval(CONNECT_BEAT);
         loop {
@@ -140,8 +166,7 @@ impl Endpoint {
     /// As [`init`](Self::init) of a daemon that was just restored, again and again until it is there; never gives up on one
     /// that does not answer, so put a limit around it. `body` makes the request anew for each attempt, for the time is in
     /// it. `renewed` has the token that the body brings: a daemon that took it may have answered too late, and then knows no
-    /// other. What no datagram brings about is tried by HTTP: the request may be too long for one, and a daemon of an
-    /// earlier release knows none.
+    /// other. What no datagram brings about is tried by HTTP: the request may be too long for one.
     ///
     /// # Errors
     /// Where it refused.
@@ -150,7 +175,8 @@ impl Endpoint {
         body: impl Fn() -> InitRequest,
         renewed: &Self,
     ) -> Result<InitResponse, EndpointError> {
-        for way in [Way::Datagram, Way::Http].into_iter().cycle() {
+        let ways = [Way::Datagram, Way::Http].into_iter().cycle();
+        for way in ways.filter(|way| self.datagrams || *way == Way::Http) {
             let mut answer = self.attempt(way, &body).await;
             if let Err(EndpointError::Refused { status: StatusCode::UNAUTHORIZED, .. }) = answer {
                 answer = renewed.attempt(way, &body).await;
@@ -179,7 +205,7 @@ impl Endpoint {
             }
         };
         let late = |_| Err(EndpointError::Unreachable("it took too long".to_owned()));
-        tokio::time::timeout(INIT_ATTEMPT, attempt).await.unwrap_or_else(late)
+        tokio::time::timeout(CALL_ATTEMPT, attempt).await.unwrap_or_else(late)
     }
 
     /// Calls by datagram.
@@ -202,10 +228,15 @@ impl Endpoint {
     /// # Errors
     /// Where it did not answer or refused.
     pub async fn prepare(&self) -> Result<(), EndpointError> {
-        match self.call(Operation::Prepare, || Ok(Vec::new())).await {
-            Err(EndpointError::Unreachable(_)) => self.post(PREPARE_PATH, Vec::new()).await.map(drop),
-            called => called.map(drop),
+        if self.datagrams {
+            let call = self.call(Operation::Prepare, || Ok(Vec::new()));
+            // Where datagrams do not arrive, or the disk is slow: asking twice does no harm.
+            match tokio::time::timeout(CALL_ATTEMPT, call).await {
+                Ok(Err(EndpointError::Unreachable(_))) | Err(_) => {}
+                Ok(called) => return called.map(drop),
+            }
         }
+        self.post(PREPARE_PATH, Vec::new()).await.map(drop)
     }
 
     async fn post(&self, path: &str, body: Vec<u8>) -> Result<bytes::Bytes, EndpointError> {
@@ -270,7 +301,7 @@ mod tests {
     /// Takes the new token at the first call, and answers that one too late.
     async fn init(State(calls): State<Arc<AtomicU32>>, headers: HeaderMap) -> (StatusCode, &'static str) {
         if calls.fetch_add(1, Ordering::SeqCst) == 0 {
-            tokio::time::sleep(INIT_ATTEMPT * 2).await;
+            tokio::time::sleep(CALL_ATTEMPT * 2).await;
         } else if headers[ACCESS_TOKEN_HEADER] != "new" {
             return (StatusCode::UNAUTHORIZED, r#"{"code": "unauthenticated", "message": "wrong"}"#);
         }
@@ -284,7 +315,8 @@ mod tests {
         let calls = Arc::new(AtomicU32::new(0));
         let daemon = axum::Router::new().route("/init", post(init)).with_state(Arc::clone(&calls));
         let serving = tokio::spawn(async move { axum::serve(listener, daemon).await });
-        let (known, renewed) = (Endpoint::new(address, "old"), Endpoint::new(address, "new"));
+        let endpoint = |token| Endpoint::new(address, token).with_datagrams(true);
+        let (known, renewed) = (endpoint("old"), endpoint("new"));
         let answer = known.init_when_there(InitRequest::default, &renewed).await.unwrap();
         assert_eq!((answer.version.as_str(), calls.load(Ordering::SeqCst)), ("1", 3));
         let neither = Endpoint::new(address, "neither");

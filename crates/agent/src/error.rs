@@ -109,7 +109,7 @@ impl CapsuleError {
     }
     /// The same for somebody who is not to know where the data directory `dir` lies: paths in it begin there.
     pub fn chain_below(&self, dir: &Path) -> String {
-        let prefix = format!("{}/", dir.display());
+        let prefix = format!("{}/", dir.components().collect::<PathBuf>().display());
         self.chain().replace(&prefix, "")
     }
 }
@@ -123,7 +123,9 @@ mod tests {
         let path = PathBuf::from("/srv/data/capsules/cl-1/memory-1.layer");
         let error = CapsuleError::from(wrenn_image::ImageError::Full { path });
         assert!(error.chain().contains("\"/srv/data/capsules"), "{}", error.chain());
-        let told = error.chain_below(Path::new("/srv/data"));
-        assert!(told.contains("\"capsules/cl-1/memory-1.layer\"") && !told.contains("/srv"), "{told}");
+        for dir in ["/srv/data", "/srv/data/"] {
+            let told = error.chain_below(Path::new(dir));
+            assert!(told.contains("\"capsules/cl-1/memory-1.layer\"") && !told.contains("/srv"), "{told}");
+        }
     }
 }

@@ -41,21 +41,27 @@ impl Staging {
     /// # Errors
     /// Where it cannot be made.
     pub fn make(&self) -> io::Result<Staged> {
-        let dir = self.root.join(hex::encode(rand::random::<[u8; 8]>()));
+        let dir = self.new_path();
         fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(Staged { dir: Some(dir) })
     }
 
-    /// Takes what is at `place` away from there, durably, to be removed with the handle; `None` where nothing is.
+    fn new_path(&self) -> PathBuf {
+        self.root.join(hex::encode(rand::random::<[u8; 8]>()))
+    }
+
+    /// Takes what is at `place` away from there, durably, to be removed with the handle; `None` where nothing is. Makes
+    /// nothing, so that a full disk is no obstacle.
     ///
     /// # Errors
     /// Where it cannot be renamed; it is then where it was.
     pub fn take_away(&self, place: &Path) -> io::Result<Option<Staged>> {
-        let staged = self.make()?;
-        match fs::rename(place, staged.path()) {
+        let dir = self.new_path();
+        match fs::rename(place, &dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             renamed => renamed?,
         }
+        let staged = Staged { dir: Some(dir) };
         let parent = place.parent().ok_or(io::ErrorKind::InvalidInput)?;
         if let Err(error) = files::sync_names(parent) {
             // It may be there again after a power failure, and goes when it is asked for once more.

@@ -88,6 +88,9 @@ pub struct InitResponse {
     pub version: String,
     /// Release of the guest's kernel.
     pub kernel: String,
+    /// Whether the daemon listens for [datagrams](crate::datagram); daemons that do not say so do not.
+    #[serde(default)]
+    pub datagrams: bool,
 }
 
 /// Body of `GET /metrics`.

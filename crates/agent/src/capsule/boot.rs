@@ -17,7 +17,7 @@ use crate::endpoint::Endpoint;
 use crate::error::CapsuleError;
 use crate::files;
 use crate::images::Template;
-use crate::record::{Defaults, Phase};
+use crate::record::{Defaults, Phase, Record};
 use crate::templates::{SnapshotTemplate, Source};
 use crate::warm::Key;
 
@@ -171,7 +171,10 @@ impl Actor {
     /// The guest's daemon, with a token that it knows.
     pub(super) fn endpoint(&self, token: &str) -> Result<Endpoint, CapsuleError> {
         let slot = self.held.slot.as_ref().ok_or_else(|| CapsuleError::Stopping(self.capsule.id()))?;
-        Ok(Endpoint::new(slot.guest_addr(), token))
+        let Record { guest, saved, .. } = &self.record;
+        let told = guest.as_ref().or_else(|| saved.as_ref()?.guest.as_ref());
+        // One that has told nothing yet was booted by this agent, or is warm and would be dropped if its daemon were another.
+        Ok(Endpoint::new(slot.guest_addr(), token).with_datagrams(told.is_none_or(|told| told.datagrams)))
     }
 
     /// Takes over what an agent that died has left running, wherever in a pause or a snapshot it was.

@@ -96,18 +96,20 @@ impl Actor {
         let mut steps = Steps::begin(self.capsule.id());
         self.capsule.set_endpoint(None);
         // The next machine in that slot has the same group.
-        match std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        let closed = match std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
         // Both at once, for either keeps the kernel busy for a while. The VMM has its signal before anything of the slot
         // goes, and runs nothing any more.
-        let (machine, slot) = (self.held.machine.clone(), self.held.slot.take());
+        let machine = self.held.machine.clone();
+        let slot = if closed.is_ok() { self.held.slot.take() } else { None };
         let kill = async { if let Some(machine) = machine { machine.kill().await } else { Ok(()) } };
         let release = async { if let Some(slot) = slot { slot.release().await } else { Ok(()) } };
         let (killed, released) = tokio::join!(biased; kill, release);
         killed?;
         self.held.machine = None;
+        closed?;
         released?;
         steps.done("kill and slot");
         remains::let_go(&*self.env.vmm, &self.env.network, &mut self.record).await

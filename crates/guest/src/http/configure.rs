@@ -114,7 +114,7 @@ pub(crate) fn apply(
         }
     });
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    Ok((InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel }, renamed))
+    Ok((InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel, datagrams: true }, renamed))
 }
 
 pub(crate) fn parse(body: &[u8]) -> Result<InitRequest> {

@@ -43,7 +43,8 @@ impl Renamed {
         if Config::is_init() {
             let Self { old, new } = self;
             let _ = replace("/etc/hostname", &format!("{new}\n"));
-            let _ = replace(HOSTS, &renamed(std::fs::read_to_string(HOSTS).ok(), old, new));
+            let present = is_plain(Path::new(HOSTS)).then(|| std::fs::read_to_string(HOSTS).ok()).flatten();
+            let _ = replace(HOSTS, &renamed(present, old, new));
         }
     }
 }
@@ -81,11 +82,19 @@ fn renamed(hosts_file: Option<String>, old: &str, new: &str) -> String {
     hosts_file.map_or_else(|| hosts(new), |text| text.replacen(&own_line(old), &own_line(new), 1))
 }
 
+/// Whether opening it does not wait for anybody, as a pipe's end does.
+fn is_plain(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_file())
+}
+
 /// Writes a file whatever stands in its place: often a link into a directory that only a running system would have.
 /// One that has the content already is not touched.
 fn replace(path: &str, content: &str) -> io::Result<()> {
-    if Path::new(path).is_symlink() {
-        std::fs::remove_file(path)?;
+    if !is_plain(Path::new(path)) {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     } else if std::fs::read(path).is_ok_and(|present| present == content.as_bytes()) {
         return Ok(());
     }
@@ -123,6 +132,16 @@ mod tests {
         assert_eq!(changed(), before);
         replace(path.to_str().unwrap(), "other").unwrap();
         assert_ne!(changed(), before);
+    }
+
+    #[test]
+    fn a_pipe_is_replaced_and_nobody_waits_for_its_other_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        let status = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(status.success() && !is_plain(&path));
+        replace(path.to_str().unwrap(), "new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
     }
 
     #[test]
