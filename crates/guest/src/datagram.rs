@@ -5,6 +5,8 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -20,16 +22,18 @@ const BREATH: Duration = Duration::from_millis(50);
 /// Serves at `address` until the process ends.
 pub(crate) fn serve(address: SocketAddr, machine: Machine) -> io::Result<()> {
     let socket = UdpSocket::bind(address)?;
-    let serve = move || Server { socket, machine, last: None }.run();
+    let serve = move || Server { socket: Arc::new(socket), machine, last: None, prepared: None }.run();
     std::thread::Builder::new().name("datagrams".into()).spawn(serve)?;
     Ok(())
 }
 
 struct Server {
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
     machine: Machine,
-    /// The last call that was done, and how it was answered.
+    /// The last `init` that was done, and how it was answered.
     last: Option<(u64, Vec<u8>)>,
+    /// The last `prepare`, and whether it is done.
+    prepared: Option<(u64, Arc<AtomicBool>)>,
 }
 
 impl Server {
@@ -60,12 +64,35 @@ impl Server {
             return;
         }
         match call.operation {
-            Operation::Prepare => {
-                configure::write_back(&self.machine);
-                self.conclude(call.number, answer(call.number, &Ok(None::<()>)), peer);
-            }
+            Operation::Prepare => self.prepare(call.number, peer),
             Operation::Init => self.init(call, peer),
         }
+    }
+
+    /// Writes back on a thread of its own: the disk may take for ever, and a call that waited here behind another would be
+    /// done when nobody wants it any more.
+    fn prepare(&mut self, number: u64, peer: SocketAddr) {
+        let words = answer(number, &Ok(None::<()>));
+        if let Some((last, done)) = &self.prepared
+            && *last == number
+        {
+            if done.load(Ordering::Acquire) {
+                self.send(&words, peer);
+            }
+            return;
+        }
+        self.machine.connections.close_idle();
+        let done = Arc::new(AtomicBool::new(false));
+        self.prepared = Some((number, Arc::clone(&done)));
+        let socket = Arc::clone(&self.socket);
+        let write_back = move || {
+            rustix::fs::sync();
+            done.store(true, Ordering::Release);
+            // As with any answer: one that is lost is asked for again.
+            let _ = socket.send_to(&words, peer);
+        };
+        // Without a thread the caller waits in vain, and calls by HTTP.
+        let _ = std::thread::Builder::new().name("write back".into()).spawn(write_back);
     }
 
     fn init(&mut self, call: &Call<'_>, peer: SocketAddr) {

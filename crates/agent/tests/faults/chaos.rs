@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use wrenn_agent::capsule::Capsule;
+use wrenn_agent::error::CapsuleError;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::{CapsuleSpec, Phase};
 use wrenn_agent::warm::Warm;
@@ -132,8 +133,20 @@ impl Chaos {
         wrote
     }
 
+    /// Only a capsule that is being destroyed is not brought back.
     async fn resume(&self, capsule: &Capsule) -> bool {
-        capsule.resume().await.is_ok() && self.read_back(capsule).await
+        match capsule.resume().await {
+            Ok(_) => self.read_back(capsule).await,
+            Err(failure) => {
+                assert!(
+                    matches!(*failure, CapsuleError::Stopping(_)),
+                    "{}: {}",
+                    capsule.id(),
+                    failure.chain()
+                );
+                false
+            }
+        }
     }
 
     /// All that was written is there, or nobody could look.

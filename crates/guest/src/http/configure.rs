@@ -51,18 +51,13 @@ pub(crate) struct Machine {
     pub(crate) connections: Connections,
 }
 
-/// Writes everything back and ends idle conversations. The caller may have given up by the time that this is done,
-/// which changes nothing.
+/// Ends idle conversations and writes everything back, in this order: the caller may have given up by the time that the
+/// disk is done, and then nothing must change any more.
 pub(super) async fn prepare(State(machine): State<Machine>) -> Result<StatusCode> {
-    let written = tokio::task::spawn_blocking(move || write_back(&machine)).await;
-    written.map_err(|error| Error::new(Kind::Internal, format!("the disk was not written back: {error}")))?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// The work of `/prepare`. Blocks for as long as the disk takes.
-pub(crate) fn write_back(machine: &Machine) {
-    rustix::fs::sync();
     machine.connections.close_idle();
+    let synced = tokio::task::spawn_blocking(rustix::fs::sync).await;
+    synced.map_err(|error| Error::new(Kind::Internal, format!("the disk was not written back: {error}")))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Applies what the request holds; an absent field leaves what was set before.
