@@ -19,6 +19,9 @@ use crate::init::identity::Renamed;
 /// Pause after the socket failed, which it does for want of memory at most.
 const BREATH: Duration = Duration::from_millis(50);
 
+/// How long after a restore the next pause is rehearsed: the first commands of whoever has waited for the machine are over.
+const UNTIL_REHEARSAL: Duration = Duration::from_millis(500);
+
 /// Serves at `address` until the process ends.
 pub(crate) fn serve(address: SocketAddr, machine: Machine) -> io::Result<()> {
     let socket = UdpSocket::bind(address)?;
@@ -103,7 +106,11 @@ impl Server {
             Err(error) => (Err(error), None),
         };
         let words = answer(call.number, &outcome);
-        let Some(renamed) = renamed else { return self.conclude(call.number, words, peer) };
+        let Some(renamed) = renamed else {
+            self.conclude(call.number, words, peer);
+            rehearse();
+            return;
+        };
         // Writing files takes longer than all of the rest: who connects from now on waits for them, who waits for the
         // answer does not.
         let settings = self.machine.settings.clone();
@@ -111,6 +118,7 @@ impl Server {
         self.conclude(call.number, words, peer);
         Renamed::write_files(&renamed);
         drop(unsettled);
+        rehearse();
     }
 
     fn conclude(&mut self, number: u64, words: Vec<u8>, peer: SocketAddr) {
@@ -122,6 +130,17 @@ impl Server {
         // An answer that is lost is asked for again.
         let _ = self.socket.send_to(words, peer);
     }
+}
+
+/// Writes back once, soon, when nobody waits for it. Where the machine is emulated, code that runs for the first time since
+/// a restore takes several times as long, and the next to write back is a pause, for which somebody does wait.
+fn rehearse() {
+    let write_back = || {
+        std::thread::sleep(UNTIL_REHEARSAL);
+        rustix::fs::sync();
+    };
+    // Without it a pause takes its time.
+    let _ = std::thread::Builder::new().name("rehearsal".into()).spawn(write_back);
 }
 
 fn answer<T: Serialize>(number: u64, outcome: &Result<Option<T>>) -> Vec<u8> {
