@@ -222,11 +222,16 @@ impl Bare {
     }
 }
 
-/// Waits for the first answer of a guest's daemon.
+/// Waits for the first answer of the daemon of a guest that boots.
 async fn answer(machine: &dyn Machine, addr: Ipv4Addr) -> anyhow::Result<()> {
     let daemon = Endpoint::new(addr, "");
+    within_reason(machine, daemon.wait_until_healthy()).await
+}
+
+/// What `wait` gives, unless the machine ends or that takes for ever.
+async fn within_reason<T>(machine: &dyn Machine, wait: impl Future<Output = T>) -> anyhow::Result<T> {
     tokio::select! {
-        () = daemon.wait_until_healthy() => Ok(()),
+        done = wait => Ok(done),
         how = machine.exited() => bail!("the bare machine ended: {how}"),
         () = tokio::time::sleep(ANSWER) => bail!("the bare machine does not answer"),
     }

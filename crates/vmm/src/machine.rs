@@ -59,7 +59,7 @@ pub enum Start {
         /// written.
         memory: PathBuf,
     },
-    /// A snapshot that [`Machine::load`] brings.
+    /// A snapshot that [`Machine::load_memory`] and [`Machine::load_devices`] bring.
     Restore {
         /// The base of the snapshot's memory image, mapped privately and never written. `uid` must be able to read it.
         base: PathBuf,
@@ -200,8 +200,8 @@ pub enum RunState {
 /// A kind of VMM.
 #[async_trait]
 pub trait Vmm: fmt::Debug + Send + Sync {
-    /// Starts a machine, stopped and without a disk: [`Machine::attach_disk`], then [`Machine::load`] for a snapshot,
-    /// then [`Machine::cont`]. On failure nothing is left running, and the error carries what the VMM said.
+    /// Starts a machine, stopped and without a disk: [`Machine::attach_disk`], for a snapshot also
+    /// [`Machine::load_memory`] and then [`Machine::load_devices`], then [`Machine::cont`]. On failure nothing is left running, and the error carries what the VMM said.
     ///
     /// # Errors
     /// [`VmmError`] where the specification cannot be used or the VMM does not come up.
@@ -294,12 +294,19 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// [`VmmError`] where the file cannot be written or the process is gone. What was written is removed.
     async fn save_memory(&self, target: MemoryTarget) -> Result<MemorySaved, VmmError>;
 
-    /// Brings a snapshot into a machine that was started for one: memory from `image`, whose base the machine maps, and
-    /// devices from the file that [`Machine::save_devices`] wrote. The machine stays stopped.
+    /// Brings a snapshot's memory into a machine that was started for it and has not run: what the layers of `image` put
+    /// over the base that the machine maps. Needs no disk yet.
     ///
     /// # Errors
     /// [`VmmError`] where a file is damaged or does not fit the machine, which is then of no use any more.
-    async fn load(&self, image: Arc<Image>, devices: &Path) -> Result<(), VmmError>;
+    async fn load_memory(&self, image: Arc<Image>) -> Result<(), VmmError>;
+
+    /// Brings CPUs and devices, the last part of a snapshot, from the file that [`Machine::save_devices`] wrote: memory and
+    /// disk are there by now. The machine stays stopped.
+    ///
+    /// # Errors
+    /// As [`Machine::load_memory`].
+    async fn load_devices(&self, devices: &Path) -> Result<(), VmmError>;
 
     /// Stops the guest's CPUs. What the guest has written is with the disk's files then.
     ///

@@ -55,9 +55,14 @@ fn readable(path: &Path) {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)).unwrap();
 }
 
+async fn load(machine: &dyn Machine, image: &Arc<Image>, devices: &Path) -> Result<(), VmmError> {
+    machine.load_memory(Arc::clone(image)).await?;
+    machine.load_devices(devices).await
+}
+
 async fn restore(bench: &Bench, image: &Arc<Image>, name: &str) -> Arc<dyn Machine> {
     let machine = bench.start(bench.restore_spec(&image.base_path())).await.unwrap();
-    machine.load(Arc::clone(image), &bench.path(&format!("{name}.state"))).await.unwrap();
+    load(&*machine, image, &bench.path(&format!("{name}.state"))).await.unwrap();
     assert_eq!(machine.status().await.unwrap(), RunState::Paused);
     machine.cont().await.unwrap();
     machine
@@ -94,7 +99,7 @@ async fn a_layer_holds_what_changed_and_nothing_else() {
     machine.kill().await.unwrap();
     // Patched pages are dirty too, and the same as what is saved.
     let machine = bench.start(bench.restore_spec(&first.base_path())).await.unwrap();
-    machine.load(Arc::clone(&first), &bench.path("g1.state")).await.unwrap();
+    load(&*machine, &first, &bench.path("g1.state")).await.unwrap();
     let target = MemoryTarget::Layer { path: bench.path("same.layer"), parent: Arc::clone(&first) };
     let saved = machine.save_memory(target).await.unwrap();
     assert!(saved.dirty_blocks > 0);
@@ -182,7 +187,7 @@ async fn damage_is_refused_before_the_guest_runs() {
     let whole = std::fs::read(&state).unwrap();
     std::fs::write(&state, &whole[..whole.len() / 2]).unwrap();
     let machine = bench.start(bench.restore_spec(&image.base_path())).await.unwrap();
-    let error = machine.load(Arc::clone(&image), &state).await.unwrap_err();
+    let error = load(&*machine, &image, &state).await.unwrap_err();
     assert!(matches!(error, VmmError::Restore { .. }), "{error}");
     machine.kill().await.unwrap();
     std::fs::write(&state, &whole).unwrap();
@@ -191,7 +196,7 @@ async fn damage_is_refused_before_the_guest_runs() {
     let middle = layer.metadata().unwrap().len() / 3;
     layer.write_all_at(&[0xaa; BLOCK_BYTES], middle).unwrap();
     let machine = bench.start(bench.restore_spec(&image.base_path())).await.unwrap();
-    let error = machine.load(image, &state).await.unwrap_err();
+    let error = load(&*machine, &image, &state).await.unwrap_err();
     assert!(matches!(error, VmmError::Image(_)), "{error}");
     machine.kill().await.unwrap();
 }
@@ -206,7 +211,7 @@ async fn a_snapshot_of_another_size_is_refused() {
     let mut spec = bench.restore_spec(&image.base_path());
     spec.memory_mb = 32;
     let machine = bench.start(spec).await.unwrap();
-    let error = machine.load(image, &bench.path("g0.state")).await.unwrap_err();
+    let error = load(&*machine, &image, &bench.path("g0.state")).await.unwrap_err();
     assert!(matches!(error, VmmError::MemorySize { .. }), "{error}");
     machine.kill().await.unwrap();
 }

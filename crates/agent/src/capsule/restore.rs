@@ -74,21 +74,23 @@ impl Actor {
         fault::point("resume.disk");
         let base = image.base_path();
         let machine = match self.take_blank(&base).await? {
-            Some(machine) => {
-                machine.attach_disk(DiskFiles { base: &chain.base, layers: &chain.layers }).await?;
-                machine
-            }
+            Some(machine) => machine,
             None => {
                 self.take_slot().await?;
                 steps.done("slot");
                 fault::point("resume.slot");
-                self.start_machine(Start::Restore { base }, &chain).await?
+                self.launch(Start::Restore { base }).await?
             }
         };
         steps.done("start");
         fault::point("resume.started");
-        machine.load(image, &self.dir.join(&saved.devices)).await?;
-        steps.done("load");
+        let disk = DiskFiles { base: &chain.base, layers: &chain.layers };
+        // Both to their end, also where one fails: whoever writes into a process must be done before the process goes.
+        let (attached, loaded) = tokio::join!(machine.attach_disk(disk), machine.load_memory(image));
+        attached.and(loaded)?;
+        steps.done("disk and memory");
+        machine.load_devices(&self.dir.join(&saved.devices)).await?;
+        steps.done("devices");
         fault::point("resume.loaded");
         self.check_ending()?;
         Ok((machine, chain.virtual_bytes))

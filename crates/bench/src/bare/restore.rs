@@ -7,13 +7,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::ensure;
+use axum::body::Body;
+use http::Request;
 use tokio::time::Instant;
+use wrenn_agent::endpoint::Endpoint;
 use wrenn_disk::{Chain, RootDisks};
 use wrenn_image::Image;
 use wrenn_vmm::{LaunchSpec, Machine, MemoryTarget, Start};
 
-use super::{Bare, answer};
+use super::{Bare, within_reason};
 use crate::warm::Warm;
+
+/// Pause after a request that had no good answer.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// Everything that a restore needs, prepared.
 #[derive(Debug)]
@@ -69,9 +75,10 @@ impl Bare {
         let dir = spec.dir.clone();
         let begun = Instant::now();
         let machine = self.launch(number, spec, &disk).await?;
-        machine.load(image.clone(), &devices).await?;
+        machine.load_memory(image.clone()).await?;
+        machine.load_devices(&devices).await?;
         machine.cont().await?;
-        answer(&*machine, addr).await?;
+        first_answer(&*machine, addr).await?;
         Ok(Restored { took: begun.elapsed(), addr, number, dir, machine, image })
     }
 
@@ -108,4 +115,20 @@ impl Restored {
         [&*memory, &*devices].into_iter().try_for_each(|path: &Path| std::fs::remove_file(path))?;
         Ok(took)
     }
+}
+
+/// Waits for the daemon of a guest that is there already and has only to run: a single request, which the guest finds in
+/// its network device.
+async fn first_answer(machine: &dyn Machine, addr: Ipv4Addr) -> anyhow::Result<()> {
+    let daemon = Endpoint::new(addr, "");
+    let healthy = async {
+        loop {
+            let request = Request::builder().uri(daemon.uri("/health")?).body(Body::empty())?;
+            match daemon.send(request).await {
+                Ok(response) if response.status().is_success() => return Ok(()),
+                _ => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    within_reason(machine, healthy).await?
 }

@@ -216,8 +216,11 @@ impl Machine for QemuMachine {
         self.on_memory(move |memory| memory.save(&target)).await
     }
 
-    async fn load(&self, image: Arc<Image>, devices: &Path) -> Result<(), VmmError> {
-        self.on_memory(move |memory| memory.patch(&image)).await?;
+    async fn load_memory(&self, image: Arc<Image>) -> Result<(), VmmError> {
+        self.on_memory(move |memory| memory.patch(&image)).await
+    }
+
+    async fn load_devices(&self, devices: &Path) -> Result<(), VmmError> {
         let file = std::fs::File::open(devices).map_err(|source| VmmError::io("open", devices, source))?;
         self.qmp.execute_with("getfd", json!({ "fdname": STATE_FD }), file.as_fd()).await?;
         self.qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{STATE_FD}") })).await?;
