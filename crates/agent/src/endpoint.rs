@@ -1,5 +1,7 @@
 //! One guest's daemon, as the agent reaches it over the capsule's network slot.
 
+mod processes;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -19,6 +21,8 @@ use wrenn_core::limits::GUEST_PORT;
 use wrenn_protocol::datagram::Operation;
 use wrenn_protocol::guest::{GuestError, InitRequest, InitResponse, PREPARE_PATH};
 use wrenn_protocol::tunnel::ACCESS_TOKEN_HEADER;
+
+pub use processes::Processes;
 
 use crate::datagram;
 

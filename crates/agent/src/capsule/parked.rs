@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tracing::info;
 use wrenn_image::Image;
 use wrenn_vmm::{FileKey, Machine, MachineRecord, Start as Launch};
 
@@ -28,6 +29,11 @@ const SETTLE: Duration = Duration::from_millis(500);
 const MIB: u64 = 1 << 20;
 /// A blank's link of the memory that it maps.
 const BLANK_MEMORY: &str = "memory-blank.base";
+
+/// A user that every template has; a spare has no default one yet.
+const ROOT: &str = "root";
+/// Starts a shell, and another program from it.
+const FIRST_COMMAND: [&str; 3] = ["/bin/sh", "-c", "/bin/true; :"];
 
 /// Where a spare waits for whoever wants it.
 pub(crate) type Claimed = oneshot::Receiver<oneshot::Sender<Spare>>;
@@ -209,17 +215,23 @@ impl Actor {
         })
     }
 
-    /// Brings the machine back, tells its daemon that it is nobody, and stops it. What an emulator has translated by then is
-    /// what the machine will run first when it is claimed.
+    /// Brings the machine back, tells its daemon that it is nobody, runs a command as a user will, and stops it. What an
+    /// emulator has translated by then is what the machine will run first when it is claimed.
     async fn get_ready(&mut self, from: &Warmed) -> Result<(), CapsuleError> {
         let saved = self.link_saved(&from.saved, &from.dir).await?;
         self.restore(&saved).await?;
         self.capsule.set_endpoint(None);
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let machine = self.held.machine.clone().ok_or_else(gone)?;
-        // What the first request of a user will pass.
         let endpoint = self.endpoint(&self.record.access_token)?;
         self.wait_for_guest(&*machine, endpoint.wait_until_healthy()).await?;
+        let processes = endpoint.processes(Some(ROOT));
+        let [program, args @ ..] = FIRST_COMMAND;
+        let rehearsed = self.wait_for_guest(&*machine, processes.run(program, &args)).await?;
+        if let Err(error) = rehearsed {
+            // A template may have no shell. Its first command takes longer then.
+            info!(spare = %self.capsule.id(), %error, "no command was rehearsed");
+        }
         machine.pause().await?;
         Ok(())
     }
