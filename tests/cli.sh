@@ -80,4 +80,9 @@ ok "completion for bash"
 equals "rm removes it from the list" 0 "$("$wrenn" capsule ls -q | grep -cx "$id" || true)"
 id=
 equals "an unknown id is an error" 1 "$(code "$wrenn" capsule info "cl-$(printf '0%.0s' {1..25})")"
+
+"$wrenn" down >/dev/null
+"$wrenn" up --detach >/dev/null
+agent=${WRENN_AGENT_LISTEN:-127.0.0.1:8443}
+equals "a platform that is up again has an agent that listens" 0 "$(code python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])))' "${agent%:*}" "${agent##*:}")"
 echo "$passed passed, 0 failed"

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use time::OffsetDateTime;
 use wrenn_core::{ApiKeyId, HostId, TeamId};
 
 use crate::auth::KEY_PREFIX;
@@ -107,10 +108,20 @@ pub async fn key_works(store: &Store, key: &str) -> Result<bool> {
     Ok(store.key_owner(&secret::hash(key)).await?.is_some())
 }
 
-/// Where a host is in its life; `None` where the database does not know it.
+/// What the database knows of a host's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostState {
+    /// Where it is in its life.
+    pub status: HostStatus,
+    /// When its agent was last heard, by the database's clock.
+    pub last_heard: Option<OffsetDateTime>,
+}
+
+/// The state of a host; `None` where the database does not know it.
 ///
 /// # Errors
 /// [`Error::Store`].
-pub async fn host_status(store: &Store, host: HostId) -> Result<Option<HostStatus>> {
-    Ok(store.host(host).await?.map(|row| row.status))
+pub async fn host_state(store: &Store, host: HostId) -> Result<Option<HostState>> {
+    let row = store.host(host).await?;
+    Ok(row.map(|row| HostState { status: row.status, last_heard: row.last_heartbeat_at }))
 }

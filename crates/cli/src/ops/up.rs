@@ -17,10 +17,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
+use wrenn_control::admin::{self, HostState};
 use wrenn_control::store::HostStatus;
-use wrenn_control::{Store, admin, hosts};
+use wrenn_control::{Store, hosts};
 
 use super::children::Role;
 use super::doctor;
@@ -126,6 +128,9 @@ struct Platform {
     cluster: Option<(Cluster, Server)>,
     control: Role,
     agent: Role,
+    /// When the database had last heard of this host before it was started: a platform that was just stopped still counts
+    /// as online.
+    heard_before: Option<OffsetDateTime>,
 }
 
 async fn supervise(settings: &Settings, dir: &Path, background: bool) -> anyhow::Result<u8> {
@@ -194,6 +199,7 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
     let secrets = Secrets::open_or_create(dir)?;
     let store = Store::connect(&database_url).await.context("cannot reach the database")?;
     let token = bootstrap(&store, dir, url).await?;
+    let heard_before = local_host(&store, dir).await?.and_then(|host| host.last_heard);
     let mut env = settings.to_env();
     env.push(("DATABASE_URL".to_owned(), database_url));
     let mut control_env = env.clone();
@@ -210,7 +216,7 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
     }
     let control = Role::start("control-plane", Vec::new(), control_env)?;
     let agent = Role::start("agent", Vec::new(), agent_env)?;
-    Ok(Platform { store, cluster, control, agent })
+    Ok(Platform { store, cluster, control, agent, heard_before })
 }
 
 fn is_emulated(settings: &Settings) -> bool {
@@ -244,7 +250,7 @@ async fn ensure_key(store: &Store, dir: &Path, url: &str) -> anyhow::Result<()> 
 async fn ensure_host(store: &Store, dir: &Path) -> anyhow::Result<Option<String>> {
     let credentials_dir = dir.join("agent");
     if let Some(stored) = wrenn_agent::Credentials::load(&credentials_dir)? {
-        if admin::host_status(store, stored.host_id).await?.is_some() {
+        if admin::host_state(store, stored.host_id).await?.is_some() {
             return Ok(None);
         }
         std::fs::remove_dir_all(&credentials_dir)?;
@@ -252,13 +258,19 @@ async fn ensure_host(store: &Store, dir: &Path) -> anyhow::Result<Option<String>
     Ok(Some(hosts::ensure_local_host(store).await?.token))
 }
 
+/// What the database knows of this machine as a host; `None` where it knows none of that name.
+async fn local_host(store: &Store, dir: &Path) -> anyhow::Result<Option<HostState>> {
+    let Some(credentials) = wrenn_agent::Credentials::load(&dir.join("agent"))? else { return Ok(None) };
+    Ok(admin::host_state(store, credentials.host_id).await?)
+}
+
 impl Platform {
     /// Whether the API answers and the local host takes capsules.
     async fn is_ready(&self, dir: &Path, url: &str) -> bool {
-        let Ok(Some(credentials)) = wrenn_agent::Credentials::load(&dir.join("agent")) else { return false };
-        let status = admin::host_status(&self.store, credentials.host_id).await;
+        let Ok(Some(host)) = local_host(&self.store, dir).await else { return false };
         let Ok(client) = wrenn_client::Client::new(url, "") else { return false };
-        matches!(status, Ok(Some(HostStatus::Online))) && client.health().await.is_ok()
+        let heard_anew = host.last_heard.is_some() && host.last_heard != self.heard_before;
+        host.status == HostStatus::Online && heard_anew && client.health().await.is_ok()
     }
 
     /// Restarts what has died.
