@@ -201,7 +201,8 @@ pub enum RunState {
 #[async_trait]
 pub trait Vmm: fmt::Debug + Send + Sync {
     /// Starts a machine, stopped and without a disk: [`Machine::attach_disk`], for a snapshot also
-    /// [`Machine::load_memory`] and then [`Machine::load_devices`], then [`Machine::cont`]. On failure nothing is left running, and the error carries what the VMM said.
+    /// [`Machine::load_memory`] and then [`Machine::load_devices`], then [`Machine::cont`]. On failure nothing is left
+    /// running, and the error carries what the VMM said.
     ///
     /// # Errors
     /// [`VmmError`] where the specification cannot be used or the VMM does not come up.
