@@ -55,6 +55,14 @@ pub enum EndpointError {
         /// Its message.
         message: String,
     },
+    /// It did not run a program to its end.
+    #[error("{program} did not run: {why}")]
+    Process {
+        /// The program.
+        program: String,
+        /// What the call came to.
+        why: String,
+    },
 }
 
 /// The daemon of one guest, with connections of its own: a slot's address is used again by later capsules, so
@@ -150,7 +158,8 @@ impl Endpoint {
         }
     }
 
-    async fn healthy(&self) -> bool {
+    /// Whether the daemon answers its health check within five seconds.
+    pub async fn healthy(&self) -> bool {
         let Ok(uri) = self.uri("/health") else { return false };
         let Ok(request) = Request::builder().uri(uri).body(Body::empty()) else { return false };
         let answer = tokio::time::timeout(Duration::from_secs(5), self.send(request)).await;

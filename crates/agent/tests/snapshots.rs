@@ -298,7 +298,7 @@ async fn later_capsules_of_a_shape_are_made_from_the_first_boot_of_it() {
             format!("{0}\n{0}", capsule.id())
         );
         assert!(is_restored(&capsule));
-        let processes = capsule.endpoint().unwrap().processes(None);
+        let processes = capsule.endpoint().unwrap().processes(None).unwrap();
         assert_eq!(processes.run("/bin/sh", &["-c", "exit 3"]).await.unwrap(), 3);
         let refused = processes.run("/bin/nothing", &[]).await.unwrap_err();
         assert!(refused.to_string().contains("/bin/nothing"), "{refused}");

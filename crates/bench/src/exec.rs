@@ -17,7 +17,7 @@ const PAIRS: usize = 600;
 
 /// Measures both in turn; every second pair begins with the other.
 pub(crate) async fn run(lab: &Lab, subject: &Subject) -> anyhow::Result<Vec<Line>> {
-    let daemon = subject.daemon().processes(None);
+    let daemon = subject.daemon().processes(None)?;
     let (mut api, mut direct, mut answer) = <(Samples, Samples, Samples)>::default();
     for pair in 0..WARM_UP + PAIRS {
         let mut took = [Duration::ZERO; 2];

@@ -47,7 +47,7 @@ pub(crate) async fn run(lab: &Lab, bare: &Bare, warm: &Warm, count: usize) -> an
     let ran = lab.client.exec(source, &Command::new("/bin/sh").args(args).timeout_sec(120)).await?;
     ensure!(ran.exit_code == 0, "the writer does not start in the capsule: {}", ran.stderr_text());
     let machine = bare.restore(bare.ready(warm).await?).await?;
-    straight(&Endpoint::new(machine.addr, "").processes(None), "/bin/sh", &args).await?;
+    straight(&Endpoint::new(machine.addr, "").processes(None)?, "/bin/sh", &args).await?;
     let copy = async || {
         sync().await?;
         machine.copy_stopped().await

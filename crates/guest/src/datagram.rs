@@ -68,7 +68,10 @@ impl Server {
         }
         match call.operation {
             Operation::Prepare => self.prepare(call.number, peer),
-            Operation::Init => self.init(call, peer),
+            Operation::Init => {
+                self.init(call, peer);
+                rehearse();
+            }
         }
     }
 
@@ -106,11 +109,7 @@ impl Server {
             Err(error) => (Err(error), None),
         };
         let words = answer(call.number, &outcome);
-        let Some(renamed) = renamed else {
-            self.conclude(call.number, words, peer);
-            rehearse();
-            return;
-        };
+        let Some(renamed) = renamed else { return self.conclude(call.number, words, peer) };
         // Writing files takes longer than all of the rest: who connects from now on waits for them, who waits for the
         // answer does not.
         let settings = self.machine.settings.clone();
@@ -118,7 +117,6 @@ impl Server {
         self.conclude(call.number, words, peer);
         Renamed::write_files(&renamed);
         drop(unsettled);
-        rehearse();
     }
 
     fn conclude(&mut self, number: u64, words: Vec<u8>, peer: SocketAddr) {

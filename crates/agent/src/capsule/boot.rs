@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 use wrenn_protocol::guest::{ENV_CAPSULE_ID, ENV_TEMPLATE_ID};
-use wrenn_vmm::{Machine, RunState, Start};
+use wrenn_vmm::{DiskFiles, Machine, RunState, Start};
 
 use super::actor::Actor;
 use super::identity_request;
@@ -162,7 +162,8 @@ impl Actor {
             cmdline: kernel.cmdline.clone(),
             memory: self.dir.join("memory"),
         };
-        let machine = self.start_machine(start, &disk).await?;
+        let machine = self.launch(start).await?;
+        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
         machine.cont().await?;
         let endpoint = self.endpoint(&self.record.access_token)?;
         Ok((machine, endpoint))

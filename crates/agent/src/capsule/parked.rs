@@ -30,10 +30,8 @@ const MIB: u64 = 1 << 20;
 /// A blank's link of the memory that it maps.
 const BLANK_MEMORY: &str = "memory-blank.base";
 
-/// A user that every template has; a spare has no default one yet.
-const ROOT: &str = "root";
-/// Starts a shell, and another program from it.
-const FIRST_COMMAND: [&str; 3] = ["/bin/sh", "-c", "/bin/true; :"];
+/// What a shell runs in a spare: a program of its own, and not in its own place.
+const FIRST_COMMAND: &str = "/bin/true; :";
 
 /// Where a spare waits for whoever wants it.
 pub(crate) type Claimed = oneshot::Receiver<oneshot::Sender<Spare>>;
@@ -225,9 +223,11 @@ impl Actor {
         let machine = self.held.machine.clone().ok_or_else(gone)?;
         let endpoint = self.endpoint(&self.record.access_token)?;
         self.wait_for_guest(&*machine, endpoint.wait_until_healthy()).await?;
-        let processes = endpoint.processes(Some(ROOT));
-        let [program, args @ ..] = FIRST_COMMAND;
-        let rehearsed = self.wait_for_guest(&*machine, processes.run(program, &args)).await?;
+        // A spare has no default user yet, and every template has this one.
+        let processes =
+            endpoint.processes(Some("root")).map_err(|error| CapsuleError::Init(error.to_string()))?;
+        let shell = processes.run("/bin/sh", &["-c", FIRST_COMMAND]);
+        let rehearsed = self.wait_for_guest(&*machine, shell).await?;
         if let Err(error) = rehearsed {
             // A template may have no shell. Its first command takes longer then.
             info!(spare = %self.capsule.id(), %error, "no command was rehearsed");

@@ -3,9 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use wrenn_disk::Chain;
 use wrenn_net::Slot;
-use wrenn_vmm::{DiskFiles, LaunchSpec, Machine, Start};
+use wrenn_vmm::{LaunchSpec, Machine, Start};
 
 use super::actor::Actor;
 use super::steps::Steps;
@@ -49,18 +48,7 @@ impl Actor {
         self.check_ending()
     }
 
-    /// Starts the VMM in the slot, with the disk attached and the guest not yet running.
-    pub(super) async fn start_machine(
-        &mut self,
-        start: Start,
-        disk: &Chain,
-    ) -> Result<Arc<dyn Machine>, CapsuleError> {
-        let machine = self.launch(start).await?;
-        machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
-        Ok(machine)
-    }
-
-    /// Starts the VMM in the slot, without a disk.
+    /// Starts the VMM in the slot, without a disk and with the guest not yet running.
     pub(super) async fn launch(&mut self, start: Start) -> Result<Arc<dyn Machine>, CapsuleError> {
         let machine = self.env.vmm.launch(self.launch_spec(start)?).await?;
         fault::point("start.launched");

@@ -4,9 +4,9 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use connectrpc::ConnectError;
 use connectrpc::client::{ClientConfig, HttpClient};
 use http::header::AUTHORIZATION;
-use http::{StatusCode, Uri};
 use wrenn_protocol::process::__buffa::oneof::process_event::Event;
 use wrenn_protocol::process::{ProcessClient, ProcessConfig, StartRequest, StartResponse};
 use wrenn_protocol::tunnel::ACCESS_TOKEN_HEADER;
@@ -25,15 +25,17 @@ impl fmt::Debug for Processes {
 
 impl Endpoint {
     /// The process service of this daemon, where programs run as `user`, or as the default user.
-    pub fn processes(&self, user: Option<&str>) -> Processes {
-        let base = Uri::builder().scheme("http").authority(self.addr.to_string()).path_and_query("/").build();
-        let config = ClientConfig::new(base.unwrap_or_default()).proto();
+    ///
+    /// # Errors
+    /// As [`uri`](Self::uri).
+    pub fn processes(&self, user: Option<&str>) -> Result<Processes, http::Error> {
+        let config = ClientConfig::new(self.uri("/")?).proto();
         let mut config = config.with_default_header(ACCESS_TOKEN_HEADER, self.token.clone());
         if let Some(user) = user {
             let credentials = format!("Basic {}", STANDARD.encode(format!("{user}:")));
             config = config.with_default_header(AUTHORIZATION, credentials);
         }
-        Processes(ProcessClient::new(HttpClient::plaintext(), config))
+        Ok(Processes(ProcessClient::new(HttpClient::plaintext(), config)))
     }
 }
 
@@ -41,12 +43,12 @@ impl Processes {
     /// Runs a program without input and returns its exit code; nobody sees what it writes.
     ///
     /// # Errors
-    /// [`EndpointError`] where the daemon does not answer or does not start it.
+    /// [`EndpointError::Process`] where the daemon does not answer, does not start it or does not say how it ended.
     pub async fn run(&self, program: &str, args: &[&str]) -> Result<i32, EndpointError> {
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
         let process = ProcessConfig { cmd: program.to_owned(), args, ..ProcessConfig::default() };
         let request = StartRequest { process: process.into(), stdin: Some(false), ..StartRequest::default() };
-        let failed = |error| EndpointError::Unreachable(chain(&error));
+        let failed = |error| EndpointError::Process { program: program.to_owned(), why: chain(&error) };
         let mut events = self.0.start(request).await.map_err(failed)?;
         let mut code = None;
         while let Some(message) = events.message::<StartResponse>().await.map_err(failed)? {
@@ -55,9 +57,6 @@ impl Processes {
                 code = Some(end.exit_code);
             }
         }
-        code.ok_or_else(|| EndpointError::Refused {
-            status: StatusCode::OK,
-            message: format!("it did not say how {program} ended"),
-        })
+        code.ok_or_else(|| failed(ConnectError::aborted("the daemon did not say how it ended")))
     }
 }

@@ -7,8 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::ensure;
-use axum::body::Body;
-use http::Request;
 use tokio::time::Instant;
 use wrenn_agent::endpoint::Endpoint;
 use wrenn_disk::{Chain, RootDisks};
@@ -122,13 +120,9 @@ impl Restored {
 async fn first_answer(machine: &dyn Machine, addr: Ipv4Addr) -> anyhow::Result<()> {
     let daemon = Endpoint::new(addr, "");
     let healthy = async {
-        loop {
-            let request = Request::builder().uri(daemon.uri("/health")?).body(Body::empty())?;
-            match daemon.send(request).await {
-                Ok(response) if response.status().is_success() => return Ok(()),
-                _ => tokio::time::sleep(PAUSE).await,
-            }
+        while !daemon.healthy().await {
+            tokio::time::sleep(PAUSE).await;
         }
     };
-    within_reason(machine, healthy).await?
+    within_reason(machine, healthy).await
 }
