@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with the published client and pytest at $1. The client needs Python 3.13, which Debian 12
+# Makes a virtual environment with the published client, pytest and the other programs of the tests at $1. The client needs Python 3.13, which Debian 12
 # does not have: where no interpreter is found, one is taken from the next Debian's packages, unpacked beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,6 +51,7 @@ EOF
   "$venv/bin/enter" python3.13 -m venv --copies "$venv.inner"
   "$venv/bin/enter" "$venv.inner/bin/pip" install --quiet --disable-pip-version-check -r tests/python/requirements.txt
   printf '#!/usr/bin/env bash\nexec "%s" "%s" -m pytest "$@"\n' "$venv/bin/enter" "$venv.inner/bin/python3.13" >"$venv/bin/pytest"
-  chmod +x "$venv/bin/pytest"
+  printf '#!/usr/bin/env bash\nexec "%s" "%s" "$@"\n' "$venv/bin/enter" "$venv.inner/bin/python3.13" >"$venv/bin/python"
+  chmod +x "$venv/bin/pytest" "$venv/bin/python"
 fi
 echo "$stamp" >"$venv/.stamp"

@@ -17,7 +17,10 @@ cargo fmt --all --check
 
 say "guest daemon"
 cargo build --locked --profile guest --target x86_64-unknown-linux-musl -p wrenn-guest
-export WRENN_GUEST_BIN=$GUEST
+export WRENN_GUEST_BIN=$GUEST WRENN_TEST_PYTHON=$WORK/python/bin/python
+
+say "programs of the tests"
+scripts/python-env.sh "$WORK/python"
 
 say "crates"
 if cargo nextest --version >/dev/null 2>&1; then
@@ -43,6 +46,5 @@ bash tests/cli.sh "$WRENN"
 
 say "published client"
 set -a; . "$WRENN_DIR/env"; set +a
-scripts/python-env.sh "$WORK/python"
 # A test that leaves a thread behind would keep the interpreter from ending: say so instead of waiting for it.
 timeout --kill-after=30 1500 "$WORK/python/bin/pytest" tests/python

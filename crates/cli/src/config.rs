@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use value::Value;
-pub use value::{Accel, DatabaseUrl, LogFormat};
+pub use value::{Accel, BaseUrl, DatabaseUrl, LogFormat, Networks, Secret};
 
 use crate::output;
 
@@ -247,6 +247,9 @@ macro_rules! settings {
 
         const KEYS: &[&str] = &["dir", $(stringify!($name)),*];
 
+        #[cfg(test)]
+        const NO_FLAGS: SettingFlags = SettingFlags { $($name: None,)* };
+
         impl Settings {
             fn load_from(given: Given<'_>, environment: Environment<'_>) -> Result<Self, ConfigError> {
                 let layers = Layers { environment, file: find_file(given.config, environment)? };
@@ -313,6 +316,38 @@ settings! {
     max_memory_mb: u32 = wrenn_core::limits::MAX_MEMORY_MB, "WRENN_MAX_MEMORY_MB", "MIB";
     /// Largest disk of one capsule, in MiB.
     max_disk_mb: u32 = wrenn_core::limits::MAX_DISK_MB, "WRENN_MAX_DISK_MB", "MIB";
+    /// URL under which people and sign-in providers reach the API (that of the listener where absent).
+    public_url: Option<BaseUrl> = None, "WRENN_PUBLIC_URL", "URL";
+    /// URL of the dashboard, for links in mails and the way back from sign-in providers (the public URL where absent).
+    dashboard_url: Option<BaseUrl> = None, "WRENN_DASHBOARD_URL", "URL";
+    /// Proxies before the API whose X-Forwarded-For is believed, as networks separated by commas.
+    trusted_proxies: Networks = Networks::default(), "WRENN_TRUSTED_PROXIES", "NETWORKS";
+    /// Sign-in requests that one address may make in a minute.
+    signins_per_minute: u32 = 60, "WRENN_SIGNINS_PER_MINUTE", "COUNT";
+    /// Wrong passwords that one account takes at a time; one more every 30 seconds.
+    password_tries: u32 = 10, "WRENN_PASSWORD_TRIES", "COUNT";
+    /// Mail server: smtp://user:password@host (STARTTLS) or smtps:// (TLS); no mail is sent where absent.
+    smtp_url: Option<Secret> = None, "WRENN_SMTP_URL", "URL";
+    /// Sender of mails, such as Wrenn <wrenn@example.com>.
+    smtp_from: Option<String> = None, "WRENN_SMTP_FROM", "ADDRESS";
+    /// Certificate authority of the mail server, in PEM, beside those of the system.
+    smtp_ca_file: Option<PathBuf> = None, "WRENN_SMTP_CA_FILE", "FILE";
+    /// Client id of the GitHub OAuth app with which people sign in.
+    github_client_id: Option<String> = None, "WRENN_GITHUB_CLIENT_ID", "ID";
+    /// Client secret of the GitHub OAuth app.
+    github_client_secret: Option<Secret> = None, "WRENN_GITHUB_CLIENT_SECRET", "SECRET";
+    /// GitHub, or a GitHub Enterprise Server.
+    github_url: BaseUrl = BaseUrl::known("https://github.com"), "WRENN_GITHUB_URL", "URL";
+    /// API of GitHub, or of a GitHub Enterprise Server.
+    github_api_url: BaseUrl = BaseUrl::known("https://api.github.com"), "WRENN_GITHUB_API_URL", "URL";
+    /// Name of the OpenID Connect provider in paths, from a-z, 0-9 and dashes.
+    oidc_name: String = "oidc".to_owned(), "WRENN_OIDC_NAME", "NAME";
+    /// Issuer of the OpenID Connect provider, exactly as it calls itself.
+    oidc_issuer: Option<String> = None, "WRENN_OIDC_ISSUER", "URL";
+    /// Client id at the OpenID Connect provider.
+    oidc_client_id: Option<String> = None, "WRENN_OIDC_CLIENT_ID", "ID";
+    /// Client secret at the OpenID Connect provider.
+    oidc_client_secret: Option<Secret> = None, "WRENN_OIDC_CLIENT_SECRET", "SECRET";
     /// Debian mirror from which the base image is made (Debian's own where absent).
     debian_mirror: Option<String> = None, "WRENN_DEBIAN_MIRROR", "URL";
     /// Directory of base images that several deployments of a machine share (none where absent).

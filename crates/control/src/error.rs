@@ -34,6 +34,18 @@ pub enum Error {
     /// A secret is too short to sign with.
     #[error("the JWT secret has {0} characters; it needs at least 32")]
     WeakSecret(usize),
+    /// The mail server cannot be used as configured.
+    #[error(transparent)]
+    Mail(#[from] wrenn_mail::MailError),
+    /// A stored secret cannot be read.
+    #[error(transparent)]
+    Vault(#[from] crate::vault::VaultError),
+    /// A password cannot be hashed.
+    #[error("a password could not be hashed; is there memory left?")]
+    Password,
+    /// An administrative command was given something that it cannot use.
+    #[error("{0}")]
+    Invalid(String),
     /// An administrative command named something that is not there.
     #[error("there is no {0}")]
     NotFound(String),

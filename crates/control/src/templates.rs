@@ -10,6 +10,7 @@ use wrenn_core::{HostId, SafeName, TeamId};
 use wrenn_protocol::agent::DeleteTemplateRequest;
 
 use crate::api::ApiError;
+use crate::auth::Caller;
 use crate::capsules::agent_failure;
 use crate::hosts::{HostError, HostTransport, host_error};
 use crate::state::App;
@@ -50,18 +51,26 @@ async fn is_reserved(app: &App, name: &str) -> Result<bool, StoreError> {
     Ok(meant(name).is_some() || app.store.is_platform_template(name).await?)
 }
 
-/// Refuses names that the platform has for itself.
-pub(crate) async fn refuse_reserved(app: &App, name: &str) -> Result<(), ApiError> {
+/// Refuses names that a template may not have: the platform's to its teams, and to the platform those of templates that
+/// are built in.
+pub(crate) async fn refuse_reserved(app: &App, team: TeamId, name: &str) -> Result<(), ApiError> {
+    if team.uuid().is_nil() {
+        if meant(name).is_some() || app.store.is_protected(name).await? {
+            return Err(ApiError::forbidden(format!("{name} is built in; choose another name")));
+        }
+        return Ok(());
+    }
     if is_reserved(app, name).await? {
         return Err(ApiError::conflict(format!("{name} is a template of the platform; choose another name")));
     }
     Ok(())
 }
 
-/// Deletes a team's template with its files. Capsules made from it are not hurt.
-pub(crate) async fn delete(app: &App, team: TeamId, name: &str) -> Result<(), ApiError> {
+/// Deletes a template of the caller's team with its files. Capsules made from it are not hurt.
+pub(crate) async fn delete(app: &App, caller: &Caller, name: &str) -> Result<(), ApiError> {
+    let team = caller.team;
     let name: SafeName = name.parse().map_err(|error| ApiError::invalid(format!("name {error}")))?;
-    let Some((id, host)) = app.store.begin_delete(team, name.as_str()).await? else {
+    let Some((id, host)) = app.store.begin_delete(team, name.as_str(), &caller.actor).await? else {
         return Err(if is_reserved(app, name.as_str()).await? {
             ApiError::forbidden(format!("{name} is a template of the platform and cannot be deleted"))
         } else {

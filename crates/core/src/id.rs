@@ -146,6 +146,8 @@ id_types! {
     HostTokenId = "htok-";
     /// A token with which a host renews its credentials.
     HostRefreshTokenId = "hrt-";
+    /// An entry of the audit log.
+    AuditId = "log-";
 }
 
 #[cfg(test)]

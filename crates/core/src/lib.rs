@@ -10,7 +10,7 @@ pub mod shape;
 pub mod state;
 pub mod timestamp;
 
-pub use id::{ApiKeyId, CapsuleId, HostId, IdError, TeamId, UserId};
+pub use id::{ApiKeyId, AuditId, CapsuleId, HostId, IdError, TeamId, UserId};
 pub use metadata::{Metadata, MetadataError};
 pub use name::{NameError, SafeName};
 pub use shape::{Shape, ShapeError, TemplateShape};

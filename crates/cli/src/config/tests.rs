@@ -1,25 +1,5 @@
 use super::*;
 
-const NO_FLAGS: SettingFlags = SettingFlags {
-    database_url: None,
-    listen: None,
-    agent_listen: None,
-    settle_ms: None,
-    accel: None,
-    allow_private_networks: None,
-    boot_timeout_sec: None,
-    warm_mb: None,
-    pool_size: None,
-    vm_uid_base: None,
-    log: None,
-    log_format: None,
-    max_vcpus: None,
-    max_memory_mb: None,
-    max_disk_mb: None,
-    debian_mirror: None,
-    image_cache: None,
-};
-
 fn load(file: &str, env: &[(&str, &str)], flags: &SettingFlags) -> Result<Settings, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("wrenn.toml");

@@ -1,8 +1,10 @@
 //! The kinds of values that settings have, and their text form.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
 
 /// A kind of value.
 pub(super) trait Value: Sized {
@@ -153,6 +155,90 @@ impl Value for DatabaseUrl {
 
     fn show(&self) -> String {
         self.masked()
+    }
+}
+
+/// Something that only this deployment may know. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Value for Secret {
+    const EXPECTED: &'static str = "a text that is not empty";
+
+    fn parse(text: &str, _: Option<&Path>) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    fn text(&self) -> Option<String> {
+        Some(self.0.clone())
+    }
+
+    fn show(&self) -> String {
+        "***".to_owned()
+    }
+}
+
+/// A base URL, without a slash at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl(String);
+
+impl BaseUrl {
+    /// One that needs no checking.
+    pub(super) fn known(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+
+    /// The URL.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for BaseUrl {
+    const EXPECTED: &'static str = "a URL that begins with http:// or https://";
+
+    fn parse(text: &str, _: Option<&Path>) -> Option<Self> {
+        let text = text.trim().trim_end_matches('/');
+        let host = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme))?;
+        (!host.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    fn text(&self) -> Option<String> {
+        Some(self.0.clone())
+    }
+}
+
+/// Networks, separated by commas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Networks(pub Vec<IpNet>);
+
+impl Value for Networks {
+    const EXPECTED: &'static str = "addresses or networks such as 10.0.0.0/8, separated by commas";
+
+    fn parse(text: &str, _: Option<&Path>) -> Option<Self> {
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let parse =
+            |word: &str| word.parse::<IpNet>().ok().or_else(|| word.parse::<IpAddr>().ok().map(IpNet::from));
+        words.map(parse).collect::<Option<_>>().map(Self)
+    }
+
+    fn text(&self) -> Option<String> {
+        let words: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        (!words.is_empty()).then(|| words.join(","))
     }
 }
 

@@ -1,13 +1,18 @@
 //! `wrenn control-plane` and `wrenn agent`: each role as a process of its own.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::AgentConfig;
-use wrenn_control::ControlConfig;
+use wrenn_control::vault::{SecretKey, SecretKeys};
+use wrenn_control::{AuthLimits, ControlConfig};
 use wrenn_core::shape::ShapeLimits;
+use wrenn_mail::SmtpConfig;
+use wrenn_oauth::{GitHub, GitHubConfig, Oidc, OidcConfig, Registry};
 use wrenn_vmm::AcceleratorChoice;
 
 use super::secrets::Secrets;
@@ -31,6 +36,73 @@ pub struct ControlArgs {
     /// Signs tokens; at least 32 characters, the same on every replica (made in the data directory where absent)
     #[arg(long, env = "WRENN_JWT_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub jwt_secret: Option<String>,
+    /// Seals secrets in the database: 32 bytes in hex or base64, the same on every replica (made in the data directory
+    /// where absent)
+    #[arg(long, env = "WRENN_SECRETS_KEY", value_name = "KEY", hide_env_values = true)]
+    pub secrets_key: Option<String>,
+    /// Keys of before a rotation, which only open, separated by commas
+    #[arg(long, env = "WRENN_SECRETS_KEYS_OLD", value_name = "KEYS", hide_env_values = true)]
+    pub secrets_keys_old: Option<String>,
+}
+
+/// The keys that seal secrets: those given, else those in the data directory.
+///
+/// # Errors
+/// Where a key has not the form of one, or the data directory cannot be used.
+pub fn secret_keys(dir: &Path, current: Option<&str>, old: Option<&str>) -> anyhow::Result<SecretKeys> {
+    let parse = |text: &str| text.parse::<SecretKey>().context("cannot use a secrets key");
+    let given: Vec<&str> =
+        old.unwrap_or_default().split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+    if let Some(current) = current {
+        let old = given.into_iter().map(parse).collect::<anyhow::Result<_>>()?;
+        return Ok(SecretKeys { current: parse(current)?, old });
+    }
+    let stored = Secrets::open_or_create(dir)?;
+    let old = stored.old_secrets_keys.iter().map(String::as_str).chain(given).map(parse);
+    Ok(SecretKeys { current: parse(&stored.secrets_key)?, old: old.collect::<anyhow::Result<_>>()? })
+}
+
+/// The mail server of the settings, where there is one.
+fn smtp(settings: &Settings) -> anyhow::Result<Option<SmtpConfig>> {
+    let Some(url) = &settings.smtp_url.value else { return Ok(None) };
+    let from = settings.smtp_from.value.clone().context(
+        "mails need a sender: set smtp_from (WRENN_SMTP_FROM), for example to Wrenn <wrenn@example.com>",
+    )?;
+    Ok(Some(SmtpConfig { url: url.expose().into(), from, ca_file: settings.smtp_ca_file.value.clone() }))
+}
+
+/// The sign-in providers of the settings.
+fn providers(settings: &Settings) -> anyhow::Result<Registry> {
+    let mut all = Registry::default();
+    if let Some(id) = &settings.github_client_id.value {
+        let secret = settings.github_client_secret.value.as_ref();
+        let secret =
+            secret.context("github_client_id needs github_client_secret (WRENN_GITHUB_CLIENT_SECRET)")?;
+        let mut config = GitHubConfig::new(id, secret.expose());
+        config.url = settings.github_url.value.as_str().to_owned();
+        config.api_url = settings.github_api_url.value.as_str().to_owned();
+        all.register(Arc::new(GitHub::new(config)?))?;
+    }
+    if let Some(issuer) = &settings.oidc_issuer.value {
+        let id = settings.oidc_client_id.value.as_ref();
+        let id = id.context("oidc_issuer needs oidc_client_id (WRENN_OIDC_CLIENT_ID)")?;
+        let secret = settings.oidc_client_secret.value.as_ref();
+        let secret = secret.context("oidc_issuer needs oidc_client_secret (WRENN_OIDC_CLIENT_SECRET)")?;
+        let config = OidcConfig::new(&settings.oidc_name.value, issuer, id, secret.expose());
+        all.register(Arc::new(Oidc::new(config)?))?;
+    }
+    Ok(all)
+}
+
+/// How often somebody may try to sign in, by the settings.
+fn auth_limits(settings: &Settings) -> AuthLimits {
+    let per_minute = settings.signins_per_minute.value.max(1);
+    AuthLimits {
+        address_burst: per_minute,
+        address_every: Duration::from_secs(60) / per_minute,
+        account_burst: settings.password_tries.value.max(1),
+        ..AuthLimits::default()
+    }
 }
 
 /// The agent's configuration from the settings in force.
@@ -90,7 +162,17 @@ pub async fn control_plane(settings: &Settings, args: &ControlArgs) -> anyhow::R
         Some(given) => given.clone(),
         None => Secrets::open_or_create(&dir)?.jwt_secret,
     };
-    let mut config = ControlConfig::new(database_url, settings.listen.value, jwt_secret, dir.join("pki"));
+    let secrets = secret_keys(&dir, args.secrets_key.as_deref(), args.secrets_keys_old.as_deref())?;
+    let mut config =
+        ControlConfig::new(database_url, settings.listen.value, jwt_secret, secrets, dir.join("pki"));
+    let public_url = settings.public_url.value.as_ref().map(|url| url.as_str().to_owned());
+    config.public_url = public_url.unwrap_or_else(|| local_url(settings.listen.value));
+    let dashboard_url = settings.dashboard_url.value.as_ref().map(|url| url.as_str().to_owned());
+    config.dashboard_url = dashboard_url.unwrap_or_else(|| config.public_url.clone());
+    config.trusted_proxies.clone_from(&settings.trusted_proxies.value.0);
+    config.auth_limits = auth_limits(settings);
+    config.smtp = smtp(settings)?;
+    config.providers = providers(settings)?;
     config.settle = Duration::from_millis(settings.settle_ms.value);
     config.shape_limits = ShapeLimits {
         vcpus: settings.max_vcpus.value,

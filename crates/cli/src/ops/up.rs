@@ -51,6 +51,12 @@ pub struct UpArgs {
     /// Return when the platform answers, and leave it running in the background
     #[arg(long)]
     pub detach: bool,
+    /// Make an account with this address that administers the platform, without any mail, where there is none yet
+    #[arg(long, env = "WRENN_ADMIN_EMAIL", value_name = "ADDRESS")]
+    pub admin_email: Option<String>,
+    /// Password of that account; where absent one is made and shown once
+    #[arg(long, env = "WRENN_ADMIN_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub admin_password: Option<String>,
     /// Set by `--detach` on the process it leaves behind
     #[arg(long, hide = true)]
     pub background: bool,

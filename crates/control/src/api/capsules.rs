@@ -127,7 +127,7 @@ pub(super) async fn create(
         timeout_sec: body.timeout_sec,
         metadata: body.metadata,
     };
-    Ok(answer(StatusCode::CREATED, capsules::create(&app, caller.team, request).await?))
+    Ok(answer(StatusCode::CREATED, capsules::create(&app, &caller, request).await?))
 }
 
 /// The capsule, with `done` where the work has settled.
@@ -179,7 +179,7 @@ pub(super) async fn destroy(
     caller: Caller,
     InCapsule(id): InCapsule,
 ) -> Result<StatusCode, ApiError> {
-    Ok(match capsules::destroy(&app, caller.team, id).await? {
+    Ok(match capsules::destroy(&app, &caller, id).await? {
         Destroyed::Settled => StatusCode::NO_CONTENT,
         Destroyed::Accepted => StatusCode::ACCEPTED,
     })
@@ -212,7 +212,7 @@ pub(super) async fn pause(
     caller: Caller,
     InCapsule(id): InCapsule,
 ) -> Result<Response, ApiError> {
-    Ok(answer(StatusCode::OK, capsules::pause(&app, caller.team, id).await?))
+    Ok(answer(StatusCode::OK, capsules::pause(&app, &caller, id).await?))
 }
 
 /// Resume a capsule
@@ -227,7 +227,7 @@ pub(super) async fn resume(
     caller: Caller,
     InCapsule(id): InCapsule,
 ) -> Result<Response, ApiError> {
-    Ok(answer(StatusCode::OK, capsules::resume(&app, caller.team, id).await?))
+    Ok(answer(StatusCode::OK, capsules::resume(&app, &caller, id).await?))
 }
 
 /// How to fork. Absent, null and zero fields take their defaults.
@@ -260,7 +260,7 @@ pub(super) async fn fork(
     Json(body): Json<Fork>,
 ) -> Result<Response, ApiError> {
     let request = ForkRequest { count: body.count, metadata: body.metadata };
-    let (status, rows) = match capsules::fork(&app, caller.team, id, request).await? {
+    let (status, rows) = match capsules::fork(&app, &caller, id, request).await? {
         Forked::Settled(rows) => (StatusCode::CREATED, rows),
         Forked::Pending(rows) => (StatusCode::ACCEPTED, rows),
     };

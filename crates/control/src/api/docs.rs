@@ -8,7 +8,7 @@ use axum::extract::Path;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr, Response as ResponseObject, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi, PartialSchema};
 use utoipa_swagger_ui::Config;
@@ -25,19 +25,24 @@ use crate::state::App;
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     modifiers(&Shared),
-    security(("api_key" = [])),
+    security(("api_key" = []), ("token" = [])),
     tags(
         (name = "system", description = "The server itself"),
         (name = "capsules", description = "MicroVMs and their life"),
         (name = "processes", description = "Commands inside capsules"),
         (name = "files", description = "Files inside capsules"),
         (name = "templates", description = "What capsules are made from"),
+        (name = "accounts", description = "People and how they sign in"),
+        (name = "teams", description = "Teams and who is in them"),
+        (name = "keys", description = "Credentials of programs"),
+        (name = "audit", description = "What was done, and by whom"),
+        (name = "administration", description = "The platform, its people and its teams"),
         (name = "hosts", description = "Machines that run capsules")
     )
 )]
 pub(super) struct Document;
 
-/// The key, and what [`Failures`] refers to.
+/// The credentials, and what [`Failures`] refers to.
 struct Shared;
 
 impl Modify for Shared {
@@ -50,6 +55,9 @@ impl Modify for Shared {
         components.schemas.insert("ErrorBody".to_owned(), ErrorBody::schema());
         components.schemas.insert("ErrorDetail".to_owned(), ErrorDetail::schema());
         components.add_security_scheme("api_key", SecurityScheme::ApiKey(key));
+        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
+        let token = token.description(Some("The token of a person's sign-in."));
+        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
     }
 }
 
@@ -90,15 +98,18 @@ pub(super) fn yaml(document: &OpenApiDocument) -> String {
     document.to_yaml().unwrap_or_default()
 }
 
+/// What is served here.
+pub(super) const PATHS: &[&str] = &["/openapi.yaml", "/docs", "/docs/{file}"];
+
 pub(super) fn router(document: &OpenApiDocument) -> Router<App> {
     let yaml: Arc<str> = yaml(document).into();
     Router::new()
         .route(
-            "/openapi.yaml",
+            PATHS[0],
             get(async move || ([(CONTENT_TYPE, "application/yaml")], yaml.to_string()).into_response()),
         )
-        .route("/docs", get(page))
-        .route("/docs/{file}", get(asset))
+        .route(PATHS[1], get(page))
+        .route(PATHS[2], get(asset))
 }
 
 /// The page's own links are relative; the base makes them so from `/docs` without a trailing slash, and behind a

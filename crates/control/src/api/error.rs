@@ -3,9 +3,12 @@
 //! Clients choose their reaction by the code, never by the text. The text of an internal failure is generic; its cause
 //! goes to the log, where it is handled.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use http::header::RETRY_AFTER;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -21,6 +24,8 @@ pub struct ApiError {
     pub code: &'static str,
     /// What is wrong and how to mend it, for people.
     pub message: String,
+    /// Seconds after which the same request may succeed, where that is known.
+    pub retry_after: Option<u64>,
 }
 
 /// Body of every answer that reports a failure.
@@ -43,7 +48,7 @@ pub struct ErrorDetail {
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), retry_after: None }
     }
 
     /// 400: the request itself is wrong.
@@ -59,6 +64,42 @@ impl ApiError {
     /// 403: the thing is not the caller's to change.
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// 403: the credential is for a team that the person is not in (any more).
+    pub fn no_team() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "no_team",
+            "the token is for a team that is gone or that you are not in; switch to another team or sign in again",
+        )
+    }
+
+    /// 403: the token is good, its person's account is not.
+    pub fn account_deactivated() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "account_deactivated",
+            "the account is not active (any more); ask an administrator of the platform",
+        )
+    }
+
+    /// A refusal that only one call knows.
+    pub(crate) fn special(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(status, code, message)
+    }
+
+    /// 500: a password could not be hashed.
+    pub(crate) fn from_hash(error: crate::auth::HashError) -> Self {
+        tracing::error!(%error, "the machine is short of something");
+        Self::internal()
+    }
+
+    /// 429: too many tries; says when the next one is welcome.
+    pub fn rate_limited(wait: Duration) -> Self {
+        let wait = wait.as_secs() + 1;
+        let message = format!("too many attempts; try again in {wait} s");
+        Self { retry_after: Some(wait), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message) }
     }
 
     /// 404: there is no such thing, or the caller may not know of it.
@@ -137,7 +178,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body())).into_response()
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -146,7 +191,7 @@ impl From<StoreError> for ApiError {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         tracing::error!(%error, cause, "the store failed a request");
         match error {
-            StoreError::Unavailable(_) => Self::host_unavailable(
+            StoreError::Unavailable(_) | StoreError::Silent => Self::host_unavailable(
                 "the platform's database cannot be reached right now; try again shortly",
             ),
             _ => Self::internal(),

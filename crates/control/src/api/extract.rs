@@ -1,5 +1,7 @@
 //! What handlers take out of a request, with refusals in the API's own form.
 
+use std::collections::HashMap;
+
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -7,7 +9,7 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
-use wrenn_core::CapsuleId;
+use wrenn_core::{ApiKeyId, CapsuleId, TeamId, UserId};
 
 use super::{ApiError, wording};
 
@@ -63,60 +65,65 @@ fn cause(error: &dyn std::error::Error) -> String {
     wording::in_json(&error.source().map_or_else(|| error.to_string(), ToString::to_string))
 }
 
-/// The capsule in the path.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct InCapsule(pub(super) CapsuleId);
-
-impl<S: Send + Sync> FromRequestParts<S> for InCapsule {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(path) = Path::<IdPath>::from_request_parts(parts, state).await.map_err(|e| bad_path(&e))?;
-        Ok(Self(path.id.parse()?))
-    }
+/// One parameter of the path, as text.
+async fn in_path<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<String, ApiError> {
+    let path = Path::<HashMap<String, String>>::from_request_parts(parts, state).await;
+    let Path(mut path) = path.map_err(|rejection| bad_path(&rejection))?;
+    path.remove(name).ok_or_else(ApiError::internal)
 }
 
-/// The template in the path, unchecked.
-#[derive(Debug, Clone)]
-pub(super) struct InTemplate(pub(super) String);
+macro_rules! path_texts {
+    ($($(#[$doc:meta])* $type:ident = $parameter:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub(super) struct $type(pub(super) String);
 
-impl<S: Send + Sync> FromRequestParts<S> for InTemplate {
-    type Rejection = ApiError;
+        impl<S: Send + Sync> FromRequestParts<S> for $type {
+            type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(path) =
-            Path::<NamePath>::from_request_parts(parts, state).await.map_err(|e| bad_path(&e))?;
-        Ok(Self(path.name))
-    }
+            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+                in_path(parts, state, $parameter).await.map(Self)
+            }
+        }
+    )*};
 }
 
-/// The process in the path.
-#[derive(Debug, Clone)]
-pub(super) struct InProcess(pub(super) String);
+macro_rules! path_ids {
+    ($($(#[$doc:meta])* $type:ident($id:ty) = $parameter:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub(super) struct $type(pub(super) $id);
 
-impl<S: Send + Sync> FromRequestParts<S> for InProcess {
-    type Rejection = ApiError;
+        impl<S: Send + Sync> FromRequestParts<S> for $type {
+            type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(path) =
-            Path::<SelectorPath>::from_request_parts(parts, state).await.map_err(|e| bad_path(&e))?;
-        Ok(Self(path.selector))
-    }
+            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+                Ok(Self(in_path(parts, state, $parameter).await?.parse()?))
+            }
+        }
+    )*};
 }
 
-#[derive(Debug, serde::Deserialize)]
-struct IdPath {
-    id: String,
+path_texts! {
+    /// The template in the path, unchecked.
+    InTemplate = "name";
+    /// The process in the path.
+    InProcess = "selector";
+    /// The sign-in provider in the path, unchecked.
+    InProvider = "provider";
 }
 
-#[derive(Debug, serde::Deserialize)]
-struct NamePath {
-    name: String,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct SelectorPath {
-    selector: String,
+path_ids! {
+    /// The capsule in the path.
+    InCapsule(CapsuleId) = "id";
+    /// The key in the path.
+    InKey(ApiKeyId) = "id";
+    /// The team in the path, of administrators who need not be in it.
+    AnyTeam(TeamId) = "id";
+    /// The account in the path, of administrators.
+    AnyUser(UserId) = "id";
+    /// The member in the path.
+    InUser(UserId) = "uid";
 }
 
 fn bad_path(rejection: &PathRejection) -> ApiError {

@@ -15,7 +15,7 @@ use super::extract::{InTemplate, Json, Parameters};
 use crate::auth::Caller;
 use crate::capsules::{self, Outcome, SnapshotRequest};
 use crate::state::App;
-use crate::store::TemplateInfo;
+use crate::store::{CapsuleRow, TemplateInfo};
 use crate::templates;
 
 /// What capsules are made from.
@@ -120,6 +120,12 @@ pub(super) struct Snapshot {
     kind: &'static str,
 }
 
+impl Snapshot {
+    pub(super) fn of(row: CapsuleRow, name: String) -> Self {
+        Self { capsule: row.into(), name, kind: "snapshot" }
+    }
+}
+
 /// Make a template from a capsule
 ///
 /// Keeps its disk, its memory and its processes. A running capsule stops for a moment and goes on; a paused one stays
@@ -134,13 +140,12 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let id = body.sandbox_id.ok_or_else(|| ApiError::invalid("sandbox_id is missing"))?;
     let request = SnapshotRequest { capsule: id.parse()?, name: body.name, overwrite: how.overwrite };
-    let (outcome, name) = capsules::snapshot(&app, caller.team, request).await?;
+    let (outcome, name) = capsules::snapshot(&app, &caller, request).await?;
     let (status, row) = match outcome {
         Outcome::Settled(row) => (StatusCode::CREATED, row),
         Outcome::Pending(row) => (StatusCode::ACCEPTED, row),
     };
-    let snapshot = Snapshot { capsule: row.into(), name, kind: "snapshot" };
-    Ok((status, axum::Json(snapshot)).into_response())
+    Ok((status, axum::Json(Snapshot::of(row, name))).into_response())
 }
 
 /// Delete a template
@@ -154,6 +159,6 @@ pub(super) async fn delete(
     caller: Caller,
     InTemplate(name): InTemplate,
 ) -> Result<StatusCode, ApiError> {
-    templates::delete(&app, caller.team, &name).await?;
+    templates::delete(&app, &caller, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,6 +10,7 @@ use super::placement::{self, Lack};
 use super::work::{ask, remove, settled};
 use super::{Outcome, agent_failure, find, generation, system_labels};
 use crate::api::ApiError;
+use crate::auth::Caller;
 use crate::hosts::HostTransport;
 use crate::state::App;
 use crate::store::{Advance, HostLoad, NewCapsule, TemplateRow};
@@ -32,7 +33,8 @@ pub(crate) struct CreateRequest {
 }
 
 /// Creates a capsule; answers when it runs, or with what is known after the settle window.
-pub(crate) async fn create(app: &App, team: TeamId, request: CreateRequest) -> Result<Outcome, ApiError> {
+pub(crate) async fn create(app: &App, caller: &Caller, request: CreateRequest) -> Result<Outcome, ApiError> {
+    let team = caller.team;
     let name = template_name(request.template.as_deref())?;
     let labels = request.metadata.unwrap_or_default();
     metadata::validate(&labels).map_err(|error| ApiError::invalid(error.to_string()))?;
@@ -56,6 +58,7 @@ pub(crate) async fn create(app: &App, team: TeamId, request: CreateRequest) -> R
         metadata: &labels,
         default_user: &template.default_user,
         default_env: &template.default_env,
+        actor: &caller.actor,
     };
     let host = place(app, &new, template.host).await?;
     let booting = Boot { app: app.clone(), id: new.id, host, request: boot_request(&new, &template) };

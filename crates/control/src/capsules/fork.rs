@@ -5,12 +5,13 @@ use std::time::Duration;
 use connectrpc::ConnectError;
 use connectrpc::client::CallOptions;
 use futures::future::join_all;
-use wrenn_core::{CapsuleId, CapsuleStatus, Metadata, Shape, TeamId, metadata};
+use wrenn_core::{CapsuleId, CapsuleStatus, Metadata, Shape, metadata};
 use wrenn_protocol::agent::{Capsule, ForkCapsuleRequest};
 
 use super::work::{remove, settled};
 use super::{agent_failure, find, generation, not_running, placement, system_labels, transport};
 use crate::api::ApiError;
+use crate::auth::Caller;
 use crate::hosts::HostTransport;
 use crate::state::App;
 use crate::store::{Advance, CapsuleRow, NewForks};
@@ -38,10 +39,11 @@ pub(crate) enum Forked {
 /// Forks a running capsule; answers when all copies run, or with what is known after the settle window.
 pub(crate) async fn fork(
     app: &App,
-    team: TeamId,
+    caller: &Caller,
     id: CapsuleId,
     request: ForkRequest,
 ) -> Result<Forked, ApiError> {
+    let team = caller.team;
     let count = copies(request.count)?;
     let labels = request.metadata.filter(|labels| !labels.is_empty());
     if let Some(labels) = &labels {
@@ -49,7 +51,7 @@ pub(crate) async fn fork(
     }
     let source = find(app, team, id).await?;
     let ids: Vec<CapsuleId> = (0..count).map(|_| CapsuleId::random()).collect();
-    let new = NewForks { team, source: id, ids: &ids, metadata: labels.as_ref() };
+    let new = NewForks { team, source: id, ids: &ids, metadata: labels.as_ref(), actor: &caller.actor };
     place(app, &source, &new, count).await?;
     let work = Work { app: app.clone(), source, ids: ids.clone() };
     settled(app, app.tasks.spawn(work.run())).await?;

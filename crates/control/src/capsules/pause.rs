@@ -11,6 +11,7 @@ use wrenn_protocol::agent::{Capsule, PauseCapsuleRequest, ResumeCapsuleRequest};
 use super::work::{Failed, ask, settled, unless_destroyed, work_failure};
 use super::{Outcome, find, generation, placement, system_labels, transport};
 use crate::api::ApiError;
+use crate::auth::Caller;
 use crate::hosts::HostTransport;
 use crate::state::App;
 use crate::store::{Advance, CapsuleRow};
@@ -55,12 +56,13 @@ impl Turn {
 }
 
 /// Pauses a running capsule; answers when it is paused, or with what is known after the settle window.
-pub(crate) async fn pause(app: &App, team: TeamId, id: CapsuleId) -> Result<Outcome, ApiError> {
+pub(crate) async fn pause(app: &App, caller: &Caller, id: CapsuleId) -> Result<Outcome, ApiError> {
+    let team = caller.team;
     let row = find(app, team, id).await?;
     if row.status == CapsuleStatus::Paused {
         return Ok(Outcome::Settled(row));
     }
-    let step = Advance::new(&[CapsuleStatus::Running], CapsuleStatus::Pausing);
+    let step = Advance::asked(&[CapsuleStatus::Running], CapsuleStatus::Pausing, &caller.actor);
     if !app.store.advance(id, step).await? {
         return Err(refused(app, team, id, Turn::Pause).await);
     }
@@ -68,14 +70,15 @@ pub(crate) async fn pause(app: &App, team: TeamId, id: CapsuleId) -> Result<Outc
 }
 
 /// Resumes a paused capsule; answers when it runs, or with what is known after the settle window.
-pub(crate) async fn resume(app: &App, team: TeamId, id: CapsuleId) -> Result<Outcome, ApiError> {
+pub(crate) async fn resume(app: &App, caller: &Caller, id: CapsuleId) -> Result<Outcome, ApiError> {
+    let team = caller.team;
     let row = find(app, team, id).await?;
     if row.status == CapsuleStatus::Running {
         return Ok(Outcome::Settled(row));
     }
     let reserve = app.config.reserve;
     let admit = |status, load: &_| placement::admit_resumed(status, load, reserve);
-    match app.store.begin_resume(team, id, row.host, admit).await? {
+    match app.store.begin_resume(team, id, row.host, &caller.actor, admit).await? {
         Ok(true) => turn(app, team, row, Turn::Resume).await,
         Ok(false) => Err(refused(app, team, id, Turn::Resume).await),
         Err(lack) => Err(ApiError::host_unavailable(format!("capsule {id} cannot be resumed now: {lack}"))),

@@ -11,6 +11,7 @@ use wrenn_protocol::agent::{CreateSnapshotRequest, CreateSnapshotResponse};
 use super::work::{Failed, settled, unless_destroyed};
 use super::{Outcome, agent_failure, find, transport};
 use crate::api::ApiError;
+use crate::auth::Caller;
 use crate::hosts::{HostTransport, host_error};
 use crate::secret;
 use crate::state::App;
@@ -30,9 +31,10 @@ pub(crate) struct SnapshotRequest {
 /// Makes a template; answers with its name when it is ready, or with what is known after the settle window.
 pub(crate) async fn snapshot(
     app: &App,
-    team: TeamId,
+    caller: &Caller,
     request: SnapshotRequest,
 ) -> Result<(Outcome, String), ApiError> {
+    let team = caller.team;
     let name = match request.name.filter(|name| !name.is_empty()) {
         Some(name) => {
             let safe: SafeName = name.parse().map_err(|error| ApiError::invalid(format!("name {error}")))?;
@@ -41,9 +43,9 @@ pub(crate) async fn snapshot(
         None => format!("template-{}", secret::random_hex::<4>()),
     };
     let capsule = find(app, team, request.capsule).await?;
-    templates::refuse_reserved(app, &name).await?;
+    templates::refuse_reserved(app, team, &name).await?;
     let (id, overwrite) = (Uuid::new_v4(), request.overwrite);
-    let new = NewSnapshot { team, id, name: &name, capsule: capsule.id, overwrite };
+    let new = NewSnapshot { team, id, name: &name, capsule: capsule.id, overwrite, actor: &caller.actor };
     let was = match app.store.begin_snapshot(&new).await? {
         Begun::Yes { was } => was,
         begun => return Err(refused(app, &new, begun).await),
@@ -143,7 +145,7 @@ impl Making {
     ) -> Result<(), ApiError> {
         let (id, cause) = (self.capsule.id, &error.message);
         tracing::warn!(capsule.id = %id, "no template {} of capsule {id}: {cause}", self.name);
-        let abandoned = self.app.store.abandon_snapshot(self.team, self.id, wait).await;
+        let abandoned = self.app.store.abandon_snapshot(self.team, self.id, wait, cause).await;
         let failed = Failed { id, during: CapsuleStatus::Snapshotting, back: self.was, cause };
         failed.recover(&self.app, host).await?;
         abandoned?;

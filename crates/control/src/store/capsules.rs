@@ -146,6 +146,21 @@ impl Store {
         rows.into_iter().map(CapsuleRecord::read).collect()
     }
 
+    /// On which hosts capsules are.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn hosts_of(&self, ids: &[CapsuleId]) -> Result<Vec<(CapsuleId, HostId)>, StoreError> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+        let rows = sqlx::query!("select id, host_id from capsules where id = any($1)", &ids)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| (CapsuleId::from_uuid(row.id), HostId::from_uuid(row.host_id)))
+            .collect())
+    }
+
     /// Moves the time of the last use forward.
     ///
     /// # Errors

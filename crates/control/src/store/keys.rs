@@ -1,10 +1,13 @@
-//! Teams and their API keys.
+//! API keys.
 
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use wrenn_core::{ApiKeyId, TeamId};
+use wrenn_core::{ApiKeyId, TeamId, UserId};
 
+use super::audit::record;
 use super::{Store, StoreError};
+use crate::audit::{Actor, Deed, Entry};
 
 /// Whom a presented key stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct NewKey<'a> {
     pub hash: &'a str,
     /// The secret's first characters, for lists.
     pub prefix: &'a str,
+    /// Who makes it; `None` on the machine itself.
+    pub created_by: Option<UserId>,
 }
 
 /// A stored key, without its secret.
@@ -43,6 +48,10 @@ pub struct KeyRow {
     pub name: String,
     /// The secret's first characters.
     pub prefix: String,
+    /// Who made it; `None` on the machine itself.
+    pub created_by: Option<UserId>,
+    /// Their address.
+    pub creator_email: Option<String>,
     /// When it was made.
     pub created_at: OffsetDateTime,
     /// When it was last used, to within a few seconds.
@@ -83,22 +92,35 @@ impl Store {
         Ok(())
     }
 
-    /// Stores a key.
+    /// Stores a key of a live team; when it was made, or nothing where the team is gone.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn insert_key(&self, key: &NewKey<'_>) -> Result<(), StoreError> {
-        sqlx::query!(
-            "insert into api_keys (id, team_id, name, key_hash, key_prefix) values ($1, $2, $3, $4, $5)",
+    pub async fn insert_key(
+        &self,
+        key: &NewKey<'_>,
+        actor: &Actor,
+    ) -> Result<Option<OffsetDateTime>, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let made = sqlx::query_scalar!(
+            "insert into api_keys (id, team_id, name, key_hash, key_prefix, created_by) \
+             select $1, id, $3, $4, $5, $6 from (select id from teams where id = $2 and deleted_at is null for share) \
+             as team returning created_at",
             key.id.uuid(),
             key.team.uuid(),
             key.name,
             key.hash,
-            key.prefix
+            key.prefix,
+            key.created_by.map(UserId::uuid)
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(())
+        if made.is_some() {
+            let deed = Deed::KeyCreate { id: key.id, name: key.name };
+            record(&mut tx, &Entry::new(key.team, actor, deed)).await?;
+        }
+        tx.commit().await?;
+        Ok(made)
     }
 
     /// A team's keys, newest first.
@@ -107,8 +129,10 @@ impl Store {
     /// [`StoreError`].
     pub async fn keys(&self, team: TeamId) -> Result<Vec<KeyRow>, StoreError> {
         let rows = sqlx::query!(
-            "select id, team_id, name, key_prefix, created_at, last_used from api_keys \
-             where team_id = $1 order by created_at desc, id",
+            r#"select keys.id, team_id, keys.name, key_prefix, created_by, keys.created_at, last_used,
+                users.email as "email?"
+            from api_keys keys left join users on users.id = created_by
+            where team_id = $1 order by keys.created_at desc, keys.id"#,
             team.uuid()
         )
         .fetch_all(&self.pool)
@@ -120,52 +144,47 @@ impl Store {
                 team: TeamId::from_uuid(row.team_id),
                 name: row.name,
                 prefix: row.key_prefix,
+                created_by: row.created_by.map(UserId::from_uuid),
+                creator_email: row.email,
                 created_at: row.created_at,
                 last_used: row.last_used,
             })
             .collect())
     }
 
-    /// Removes a key; false where there is none of this id.
+    /// Ends a key; false where the team has none of this id.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn delete_key(&self, team: TeamId, key: ApiKeyId) -> Result<bool, StoreError> {
-        let done =
-            sqlx::query!("delete from api_keys where id = $1 and team_id = $2", key.uuid(), team.uuid())
-                .execute(&self.pool)
-                .await?;
-        Ok(done.rows_affected() > 0)
-    }
-
-    /// The team of this slug.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn team_by_slug(&self, slug: &str) -> Result<Option<TeamId>, StoreError> {
-        let id = sqlx::query_scalar!("select id from teams where slug = $1", slug)
-            .fetch_optional(&self.pool)
-            .await?;
-        Ok(id.map(TeamId::from_uuid))
-    }
-
-    /// The team of this slug, made with this name where there is none; true where it was made.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn ensure_team(&self, slug: &str, name: &str) -> Result<(TeamId, bool), StoreError> {
-        let made = sqlx::query_scalar!(
-            "insert into teams (id, name, slug) values ($1, $2, $3) on conflict (slug) do nothing returning id",
-            TeamId::random().uuid(),
-            name,
-            slug
+    pub async fn delete_key(&self, team: TeamId, key: ApiKeyId, actor: &Actor) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let name = sqlx::query_scalar!(
+            "delete from api_keys where id = $1 and team_id = $2 returning name",
+            key.uuid(),
+            team.uuid()
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        if let Some(id) = made {
-            return Ok((TeamId::from_uuid(id), true));
-        }
-        let id = self.team_by_slug(slug).await?.ok_or(StoreError::Corrupt("team slug"))?;
-        Ok((id, false))
+        let Some(name) = name else { return Ok(false) };
+        record(&mut tx, &Entry::new(team, actor, Deed::KeyRevoke { id: key, name: &name })).await?;
+        tx.commit().await?;
+        Ok(true)
     }
+}
+
+/// Ends all keys that a person made, in whatever team.
+pub(super) async fn delete_keys_of(
+    connection: &mut PgConnection,
+    user: UserId,
+    actor: &Actor,
+) -> Result<(), StoreError> {
+    let gone =
+        sqlx::query!("delete from api_keys where created_by = $1 returning id, team_id, name", user.uuid())
+            .fetch_all(&mut *connection)
+            .await?;
+    for key in gone {
+        let deed = Deed::KeyRevoke { id: ApiKeyId::from_uuid(key.id), name: &key.name };
+        record(connection, &Entry::new(TeamId::from_uuid(key.team_id), actor, deed)).await?;
+    }
+    Ok(())
 }

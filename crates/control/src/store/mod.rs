@@ -1,18 +1,27 @@
 //! Everything that speaks SQL.
 //!
-//! What is stored: teams, keys (hashed), hosts, templates and capsules. What is not: anything a host can tell again,
-//! such as live figures. A capsule's status changes only through [`Store::advance`] and its kin, which compare and set:
+//! What is stored: people, teams, keys (hashed), hosts, templates, capsules, the audit log and letters on their way. What is
+//! not: anything a host can tell again, such as live figures. A capsule's status changes only through [`Store::advance`] and its kin, which compare and set:
 //! the answer says whether the row was in one of the states the caller expected.
 //!
 //! A lost database is a designed state: a query then fails with [`StoreError::Unavailable`], requests answer 503, and
 //! the pool connects again by itself.
 
+mod accounts;
+mod admin;
+mod audit;
 mod capsules;
 mod hosts;
+mod identities;
 mod keys;
+mod mails;
+mod members;
 mod moves;
+mod outcomes;
+mod people;
 mod placing;
 mod snapshots;
+mod teams;
 mod templates;
 
 use std::str::FromStr;
@@ -21,16 +30,29 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
 
+pub use accounts::{Activation, Login, NewToken, NewUser, SignUp};
+pub use admin::{TeamFigures, UserChange, UserFigures};
+pub use audit::{AuditFilter, AuditRow};
 pub use capsules::CapsuleRow;
 pub use hosts::{HostKind, HostLoad, HostRow, HostStatus, Registration};
+pub use identities::{FirstSignIn, Link, Unlink};
 pub use keys::{KeyOwner, KeyRow, NewKey};
+pub(crate) use mails::mail_place;
+pub use mails::{DueMail, NewMail};
+pub use members::{MemberChange, MemberRow};
 pub use moves::{Advance, HostCapsule, TakeOver};
+pub use people::{FoundUser, Profile, Role, Session, UserStatus};
 pub use placing::{NewCapsule, NewForks};
 pub use snapshots::{Begun, Made, NewSnapshot, UNFINISHED};
+pub use teams::{NewTeam, TeamDeletion, TeamRow};
 pub use templates::{TemplateInfo, TemplateRow};
 
 /// Longest wait for a connection, and so the longest a request hangs on a lost database.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest a statement may take, in the form that PostgreSQL reads. One that waits for a lock for longer has failed.
+const STATEMENT_TIMEOUT: &str = "10s";
+/// Longest wait for the answer to a query that every request makes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// A pooled connection that was idle for longer is checked before use: the server may have gone meanwhile.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 const MAX_CONNECTIONS: u32 = 16;
@@ -43,6 +65,9 @@ pub enum StoreError {
     /// The database cannot be reached or takes no queries.
     #[error("the database cannot be reached; check that PostgreSQL runs and that DATABASE_URL is right")]
     Unavailable(#[source] sqlx::Error),
+    /// The database has not answered in time.
+    #[error("the database does not answer; check that PostgreSQL runs and what it waits for")]
+    Silent,
     /// `DATABASE_URL` cannot be read.
     #[error("DATABASE_URL is not a PostgreSQL URL")]
     Url(#[source] sqlx::Error),
@@ -72,10 +97,11 @@ fn is_outage(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Classes: 08 connection, 53 resources, 57P shutdown and start-up, 25006 read-only, 3D000 database gone.
+        // Classes: 08 connection, 53 resources, 57 shutdown, start-up and statements that took too long; 25006 read-only,
+        // 3D000 database gone, 55P03 a lock not to be had, 40001 and 40P01 transactions in each other's way.
         sqlx::Error::Database(refused) => refused.code().is_some_and(|code| {
-            ["08", "53", "57P"].iter().any(|class| code.starts_with(class))
-                || ["25006", "3D000"].contains(&&*code)
+            ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                || ["25006", "3D000", "55P03", "40001", "40P01"].contains(&&*code)
         }),
         _ => false,
     }
@@ -93,8 +119,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Url`] or [`StoreError::Unavailable`].
     pub async fn connect(database_url: &str) -> Result<Self, StoreError> {
-        let options =
-            PgConnectOptions::from_str(database_url).map_err(StoreError::Url)?.application_name("wrenn");
+        let options = PgConnectOptions::from_str(database_url)
+            .map_err(StoreError::Url)?
+            .application_name("wrenn")
+            .options([("statement_timeout", STATEMENT_TIMEOUT)]);
         let pool = PgPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -117,7 +145,18 @@ impl Store {
     /// # Errors
     /// [`StoreError::Migrate`].
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        Ok(MIGRATIONS.run(&self.pool).await?)
+        // A change of a large table takes its time. The connection is not put back, so that no request inherits that.
+        let mut connection = self.pool.acquire().await?.detach();
+        sqlx::query("set statement_timeout = 0").execute(&mut connection).await?;
+        Ok(MIGRATIONS.run_direct(None, &mut connection, false).await?)
+    }
+
+    /// What a query answers, unless the database keeps silent for longer than a request should hang.
+    pub(crate) async fn within<T>(
+        &self,
+        query: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or(Err(StoreError::Silent))
     }
 
     /// Closes all connections, waiting for running queries.

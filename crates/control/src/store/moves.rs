@@ -1,4 +1,5 @@
-//! Moves from state to state. Each compares and sets: it says whether the row was as expected.
+//! Moves from state to state. Each compares and sets: it says whether the row was as expected. What a move completes is
+//! recorded with it, in the name of whoever asked for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use uuid::Uuid;
 use wrenn_core::{CapsuleId, CapsuleStatus, HostId};
 
 use super::capsules::status;
+use super::outcomes::Moved;
 use super::{Store, StoreError};
+use crate::audit::{Actor, StoredActor};
 
 /// A capsule's row as far as its host's reports are compared with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,12 +55,19 @@ pub struct Advance<'a> {
     pub reason: Option<&'a str>,
     /// The host's count of changes that this move takes over; one that is older than what the row has is refused.
     pub generation: Option<i64>,
+    /// Who asks for what this move begins; the platform where nobody does.
+    pub actor: &'a Actor,
 }
 
 impl<'a> Advance<'a> {
     /// A move without reason or report.
     pub fn new(from: &'a [CapsuleStatus], to: CapsuleStatus) -> Self {
-        Self { from, to, reason: None, generation: None }
+        Self { from, to, reason: None, generation: None, actor: &Actor::System }
+    }
+
+    /// A move that somebody asks for.
+    pub fn asked(from: &'a [CapsuleStatus], to: CapsuleStatus, actor: &'a Actor) -> Self {
+        Self { actor, ..Self::new(from, to) }
     }
 
     fn names(&self) -> Vec<String> {
@@ -84,19 +94,28 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn advance(&self, id: CapsuleId, step: Advance<'_>) -> Result<bool, StoreError> {
-        let done = sqlx::query!(
-            "update capsules set status = $2, reason = coalesce($4, reason), \
-                generation = greatest(generation, coalesce($5, generation)), updated_at = now() \
-             where id = $1 and status = any($3) and coalesce($5, generation) >= generation",
+        let mut tx = self.pool.begin().await?;
+        let moved = sqlx::query_as!(
+            Moved,
+            r#"update capsules set status = $2, reason = coalesce($4, reason), updated_at = now(), actor = $6,
+                generation = greatest(generation, coalesce($5, generation))
+            from (select id, status, actor from capsules where id = $1 for update) as old
+            where capsules.id = old.id and old.status = any($3) and coalesce($5, generation) >= generation
+            returning team_id, template_name, reason, old.status as was,
+                old.actor as "actor: Json<StoredActor>""#,
             id.uuid(),
             step.to.as_str(),
             &step.names(),
             step.reason,
-            step.generation
+            step.generation,
+            step.actor.stored().map(Json) as _
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(done.rows_affected() > 0)
+        let Some(moved) = moved else { return Ok(false) };
+        moved.record(&mut tx, id, step.to, false).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Makes a starting, resuming or missing capsule `running`; false where it is in another state by now.
@@ -109,18 +128,27 @@ impl Store {
         generation: i64,
         versions: &BTreeMap<String, String>,
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query!(
-            "update capsules set status = 'running', generation = $2, versions = $3, reason = null, \
-                updated_at = now(), started_at = coalesce(started_at, now()), \
-                last_active_at = coalesce(last_active_at, now()) \
-             where id = $1 and status in ('pending', 'starting', 'resuming', 'missing') and generation <= $2",
+        let mut tx = self.pool.begin().await?;
+        let moved = sqlx::query_as!(
+            Moved,
+            r#"update capsules set status = 'running', generation = $2, versions = $3, reason = null, actor = null,
+                updated_at = now(), started_at = coalesce(started_at, now()),
+                last_active_at = coalesce(last_active_at, now())
+            from (select id, status, actor from capsules where id = $1 for update) as old
+            where capsules.id = old.id and old.status in ('pending', 'starting', 'resuming', 'missing')
+                and generation <= $2
+            returning team_id, template_name, reason, old.status as was,
+                old.actor as "actor: Json<StoredActor>""#,
             id.uuid(),
             generation,
             Json(versions) as _
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(done.rows_affected() > 0)
+        let Some(moved) = moved else { return Ok(false) };
+        moved.record(&mut tx, id, CapsuleStatus::Running, false).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Makes the move where the row still is as it was `seen`; false where it has changed since.
@@ -129,13 +157,18 @@ impl Store {
     /// [`StoreError`].
     pub async fn take_over(&self, seen: &HostCapsule, step: TakeOver<'_>) -> Result<bool, StoreError> {
         let versions = (!step.versions.is_empty()).then_some(Json(step.versions));
-        let done = sqlx::query!(
-            "update capsules set status = $4, generation = coalesce($5, generation), \
-                reason = coalesce($6, case when $4 <> 'running' then reason end), \
-                versions = coalesce($7, versions), updated_at = now(), \
-                started_at = coalesce(started_at, case when $4 = 'running' then now() end), \
-                last_active_at = coalesce(last_active_at, case when $4 = 'running' then now() end) \
-             where id = $1 and status = $2 and generation = $3",
+        let mut tx = self.pool.begin().await?;
+        let moved = sqlx::query_as!(
+            Moved,
+            r#"update capsules set status = $4, generation = coalesce($5, generation), actor = null,
+                reason = coalesce($6, case when $4 <> 'running' then reason end),
+                versions = coalesce($7, versions), updated_at = now(),
+                started_at = coalesce(started_at, case when $4 = 'running' then now() end),
+                last_active_at = coalesce(last_active_at, case when $4 = 'running' then now() end)
+            from (select id, status, actor from capsules where id = $1 for update) as old
+            where capsules.id = old.id and old.status = $2 and generation = $3
+            returning team_id, template_name, reason, old.status as was,
+                old.actor as "actor: Json<StoredActor>""#,
             seen.id.uuid(),
             seen.status.as_str(),
             seen.generation,
@@ -144,9 +177,12 @@ impl Store {
             step.reason,
             versions as _
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(done.rows_affected() > 0)
+        let Some(moved) = moved else { return Ok(false) };
+        moved.record(&mut tx, seen.id, step.to, true).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Takes over nothing but the host's count of changes, where the row still is as it was `seen`.

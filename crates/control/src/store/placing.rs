@@ -8,6 +8,7 @@ use uuid::Uuid;
 use wrenn_core::{CapsuleId, CapsuleStatus, HostId, Metadata, Shape, TeamId};
 
 use super::{HostLoad, HostStatus, Store, StoreError};
+use crate::audit::Actor;
 
 /// Key of the lock under which room is taken.
 const PLACEMENT_LOCK: i64 = 0x7772_656e_6e01;
@@ -35,6 +36,8 @@ pub struct NewCapsule<'a> {
     pub default_user: &'a str,
     /// Variables of its processes.
     pub default_env: &'a BTreeMap<String, String>,
+    /// Who asks for it.
+    pub actor: &'a Actor,
 }
 
 /// Copies about to be made of a running capsule.
@@ -48,6 +51,8 @@ pub struct NewForks<'a> {
     pub ids: &'a [CapsuleId],
     /// Labels of the copies; `None` for those of the source.
     pub metadata: Option<&'a Metadata>,
+    /// Who asks for them.
+    pub actor: &'a Actor,
 }
 
 impl Store {
@@ -62,6 +67,10 @@ impl Store {
         choose: impl FnOnce(&[HostLoad]) -> Result<HostId, E> + Send,
     ) -> Result<Result<HostId, E>, StoreError> {
         let mut tx = self.locked().await?;
+        // Shared with nobody who deletes the team: what is stored now is found by whoever does so later.
+        sqlx::query!("select id from teams where id = $1 for share", new.team.uuid())
+            .fetch_one(&mut *tx)
+            .await?;
         let loads = host_loads(&mut tx, new.team, None).await?;
         let online: Vec<HostLoad> = loads.into_iter().map(|(_, load)| load).collect();
         let host = match choose(&online) {
@@ -97,13 +106,14 @@ impl Store {
         let ids: Vec<Uuid> = new.ids.iter().map(|id| id.uuid()).collect();
         sqlx::query!(
             "insert into capsules (id, team_id, host_id, template_team_id, template_id, template_name, status, vcpus, \
-                memory_mb, disk_mb, timeout_sec, metadata, default_user, default_env) \
+                memory_mb, disk_mb, timeout_sec, metadata, default_user, default_env, actor) \
              select copy.id, team_id, host_id, template_team_id, template_id, template_name, 'starting', vcpus, \
-                memory_mb, disk_mb, timeout_sec, coalesce($3, metadata), default_user, default_env \
+                memory_mb, disk_mb, timeout_sec, coalesce($3, metadata), default_user, default_env, $4 \
              from capsules, unnest($2::uuid[]) as copy (id) where capsules.id = $1",
             new.source.uuid(),
             &ids,
-            new.metadata.map(Json) as _
+            new.metadata.map(Json) as _,
+            new.actor.stored().map(Json) as _
         )
         .execute(&mut *tx)
         .await?;
@@ -121,14 +131,16 @@ impl Store {
         team: TeamId,
         id: CapsuleId,
         host: HostId,
+        actor: &Actor,
         admit: impl FnOnce(HostStatus, &HostLoad) -> Result<(), E> + Send,
     ) -> Result<Result<bool, E>, StoreError> {
         let mut tx = self.locked().await?;
         let done = sqlx::query!(
-            "update capsules set status = $2, updated_at = now() where id = $1 and status = $3",
+            "update capsules set status = $2, updated_at = now(), actor = $4 where id = $1 and status = $3",
             id.uuid(),
             CapsuleStatus::Resuming.as_str(),
-            CapsuleStatus::Paused.as_str()
+            CapsuleStatus::Paused.as_str(),
+            actor.stored().map(Json) as _
         )
         .execute(&mut *tx)
         .await?;
@@ -176,7 +188,7 @@ async fn host_loads(
             coalesce(sum(c.memory_mb) filter (where c.status = 'paused'), 0)::bigint as "paused_memory_mb!",
             coalesce(sum(c.disk_mb) filter (where c.status = 'paused'), 0)::bigint as "paused_disk_mb!"
         from hosts
-        join teams on teams.id = $1
+        join teams on teams.id = $1 and teams.deleted_at is null
         left join capsules c on c.host_id = hosts.id and c.status not in ('stopped', 'error')
         where case
             when $2::uuid is not null then hosts.id = $2
@@ -215,8 +227,8 @@ async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into capsules (id, team_id, host_id, template_team_id, template_id, template_name, status, vcpus, \
-            memory_mb, disk_mb, timeout_sec, metadata, default_user, default_env) \
-         values ($1, $2, $3, $4, $5, $6, 'starting', $7, $8, $9, $10, $11, $12, $13)",
+            memory_mb, disk_mb, timeout_sec, metadata, default_user, default_env, actor) \
+         values ($1, $2, $3, $4, $5, $6, 'starting', $7, $8, $9, $10, $11, $12, $13, $14)",
         new.id.uuid(),
         new.team.uuid(),
         host.uuid(),
@@ -229,7 +241,8 @@ async fn insert(
         i64::from(new.timeout_sec),
         Json(new.metadata) as _,
         new.default_user,
-        Json(new.default_env) as _
+        Json(new.default_env) as _,
+        new.actor.stored().map(Json) as _
     )
     .execute(&mut **tx)
     .await?;

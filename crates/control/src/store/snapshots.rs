@@ -12,11 +12,14 @@
 
 use std::time::Duration;
 
+use sqlx::types::Json;
 use uuid::Uuid;
 use wrenn_core::{CapsuleId, CapsuleStatus, HostId, TeamId};
 
+use super::audit::record;
 use super::capsules::status;
 use super::{Store, StoreError};
+use crate::audit::{Actor, Deed, Entry, StoredActor};
 
 /// Age at which a template that is neither finished nor gone is given up: nobody works on it any more.
 pub const UNFINISHED: Duration = Duration::from_secs(900);
@@ -36,6 +39,8 @@ pub struct NewSnapshot<'a> {
     pub capsule: CapsuleId,
     /// Whether it may take the place of a template of the same name.
     pub overwrite: bool,
+    /// Who asks for it.
+    pub actor: &'a Actor,
 }
 
 /// How a snapshot began.
@@ -67,6 +72,16 @@ pub struct Made {
     pub disk_mb: i64,
 }
 
+/// A template that somebody is making or deleting.
+struct Handled {
+    name: String,
+    actor: Option<Json<StoredActor>>,
+}
+
+fn actor_of(stored: Option<Json<StoredActor>>) -> Actor {
+    Actor::from(stored.map(|Json(stored)| stored))
+}
+
 impl Store {
     /// Reserves a name and makes the capsule `snapshotting`, both or neither.
     ///
@@ -87,13 +102,15 @@ impl Store {
         let Some(was) = was else { return Ok(Begun::WrongState) };
         // Sizes are filled in when it is finished.
         let reserved = sqlx::query!(
-            "insert into templates (team_id, id, name, kind, state, host_id, disk_mb, metadata, default_user, default_env) \
-             select $1, $2, $3, 'snapshot', 'creating', host_id, 0, versions, default_user, default_env \
+            "insert into templates (team_id, id, name, kind, state, host_id, disk_mb, metadata, default_user, \
+                default_env, actor) \
+             select $1, $2, $3, 'snapshot', 'creating', host_id, 0, versions, default_user, default_env, $5 \
              from capsules where id = $4 on conflict do nothing",
             new.team.uuid(),
             new.id,
             new.name,
-            new.capsule.uuid()
+            new.capsule.uuid(),
+            new.actor.stored().map(Json) as _
         )
         .execute(&mut *tx)
         .await?;
@@ -114,14 +131,16 @@ impl Store {
     /// [`StoreError`].
     pub async fn finish_snapshot(&self, team: TeamId, id: Uuid, made: Made) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let name = sqlx::query_scalar!(
-            "select name from templates where team_id = $1 and id = $2 and state = 'creating' for update",
+        let made_by = sqlx::query_as!(
+            Handled,
+            r#"select name, actor as "actor: Json<StoredActor>" from templates
+            where team_id = $1 and id = $2 and state = 'creating' for update"#,
             team.uuid(),
             id
         )
         .fetch_optional(&mut *tx)
         .await?;
-        let Some(name) = name else { return Ok(false) };
+        let Some(Handled { name, actor }) = made_by else { return Ok(false) };
         sqlx::query!(
             "with old as (delete from templates where team_id = $1 and name = $2 and state <> 'creating' \
                 returning host_id, team_id, id) \
@@ -133,8 +152,8 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         sqlx::query!(
-            "update templates set state = 'active', state_since = now(), created_at = now(), size_bytes = $3, \
-                vcpus = $4, memory_mb = $5, disk_mb = $6 where team_id = $1 and id = $2",
+            "update templates set state = 'active', state_since = now(), created_at = now(), actor = null, \
+                size_bytes = $3, vcpus = $4, memory_mb = $5, disk_mb = $6 where team_id = $1 and id = $2",
             team.uuid(),
             id,
             made.size_bytes,
@@ -144,27 +163,44 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
+        let actor = actor_of(actor);
+        record(&mut tx, &Entry::new(team, &actor, Deed::SnapshotCreate { name: &name })).await?;
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Gives up a template in the making. Its files are to be removed after `wait`.
+    /// Gives up a template in the making, for this reason. Its files are to be removed after `wait`.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn abandon_snapshot(&self, team: TeamId, id: Uuid, wait: Duration) -> Result<(), StoreError> {
-        sqlx::query!(
-            "with gone as (delete from templates where team_id = $1 and id = $2 and state = 'creating' \
-                returning host_id, team_id, id) \
-             insert into template_deletions (host_id, team_id, template_id, due_at) \
-             select host_id, team_id, id, now() + make_interval(secs => $3) from gone where host_id is not null \
-             on conflict do nothing",
+    pub async fn abandon_snapshot(
+        &self,
+        team: TeamId,
+        id: Uuid,
+        wait: Duration,
+        cause: &str,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let gone = sqlx::query_as!(
+            Handled,
+            r#"with gone as (delete from templates where team_id = $1 and id = $2 and state = 'creating'
+                returning host_id, team_id, id, name, actor),
+            left_over as (insert into template_deletions (host_id, team_id, template_id, due_at)
+                select host_id, team_id, id, now() + make_interval(secs => $3) from gone where host_id is not null
+                on conflict do nothing)
+            select name, actor as "actor: Json<StoredActor>" from gone"#,
             team.uuid(),
             id,
             wait.as_secs_f64()
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
+        if let Some(Handled { name, actor }) = gone {
+            let actor = actor_of(actor);
+            let entry = Entry::new(team, &actor, Deed::SnapshotCreate { name: &name });
+            record(&mut tx, &Entry { failure: Some(cause), ..entry }).await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 
@@ -177,12 +213,14 @@ impl Store {
         &self,
         team: TeamId,
         name: &str,
+        actor: &Actor,
     ) -> Result<Option<(Uuid, Option<HostId>)>, StoreError> {
         let row = sqlx::query!(
-            "update templates set state = 'deleting', state_since = now() \
+            "update templates set state = 'deleting', state_since = now(), actor = $3 \
              where team_id = $1 and name = $2 and state = 'active' and not protected returning id, host_id",
             team.uuid(),
-            name
+            name,
+            actor.stored().map(Json) as _
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -195,17 +233,30 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn end_delete(&self, team: TeamId, id: Uuid, left: bool) -> Result<(), StoreError> {
-        sqlx::query!(
-            "with gone as (delete from templates where team_id = $1 and id = $2 and state = 'deleting' \
-                returning host_id, team_id, id) \
-             insert into template_deletions (host_id, team_id, template_id) \
-             select host_id, team_id, id from gone where $3 and host_id is not null on conflict do nothing",
+        let mut tx = self.pool.begin().await?;
+        let gone = sqlx::query_as!(
+            Handled,
+            r#"with gone as (delete from templates where team_id = $1 and id = $2 and state = 'deleting'
+                returning host_id, team_id, id, name, actor),
+            left_over as (insert into template_deletions (host_id, team_id, template_id)
+                select host_id, team_id, id from gone where $3 and host_id is not null on conflict do nothing)
+            select name, actor as "actor: Json<StoredActor>" from gone"#,
             team.uuid(),
             id,
             left
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
+        if let Some(Handled { name, actor }) = gone {
+            let of_platform = team.uuid().is_nil();
+            let deed = if of_platform {
+                Deed::TemplateDelete { name: &name }
+            } else {
+                Deed::SnapshotDelete { name: &name }
+            };
+            record(&mut tx, &Entry::new(team, &actor_of(actor), deed)).await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 
@@ -215,7 +266,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn undo_delete(&self, team: TeamId, id: Uuid) -> Result<(), StoreError> {
         sqlx::query!(
-            "update templates set state = 'active', state_since = now() \
+            "update templates set state = 'active', state_since = now(), actor = null \
              where team_id = $1 and id = $2 and state = 'deleting'",
             team.uuid(),
             id

@@ -118,13 +118,23 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn templates(&self, team: TeamId, kind: Option<&str>) -> Result<Vec<TemplateInfo>, StoreError> {
+        self.templates_where(Some(team), kind).await
+    }
+
+    /// Those of one team and the platform, or of all teams.
+    pub(super) async fn templates_where(
+        &self,
+        team: Option<TeamId>,
+        kind: Option<&str>,
+    ) -> Result<Vec<TemplateInfo>, StoreError> {
         let rows = sqlx::query_as!(
             Listed,
             r#"select team_id, name, kind, vcpus, memory_mb, size_bytes, protected, created_at,
                 metadata as "metadata: Json<BTreeMap<String, String>>"
-            from templates where state = 'active' and team_id in ($1, $2) and ($3::text is null or kind = $3)
+            from templates
+            where state = 'active' and ($1::uuid is null or team_id in ($1, $2)) and ($3::text is null or kind = $3)
             order by created_at desc, name"#,
-            team.uuid(),
+            team.map(TeamId::uuid),
             Uuid::nil(),
             kind
         )
@@ -142,6 +152,21 @@ impl Store {
             created_at: row.created_at,
         };
         Ok(rows.into_iter().map(info).collect())
+    }
+
+    /// Whether the platform has a template of this name that is built in.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn is_protected(&self, name: &str) -> Result<bool, StoreError> {
+        let found = sqlx::query_scalar!(
+            r#"select exists (select from templates where team_id = $1 and name = $2 and protected) as "found!""#,
+            Uuid::nil(),
+            name
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(found)
     }
 
     /// Whether the platform has a template of this name.

@@ -28,7 +28,7 @@ use wrenn_core::limits::MAX_WS_MESSAGE;
 use wrenn_core::{CapsuleId, TeamId};
 
 use crate::api::ApiError;
-use crate::auth::{self, Caller};
+use crate::auth::{self, Caller, SignedIn};
 use crate::guest::Guest;
 use crate::state::App;
 
@@ -53,24 +53,94 @@ const MAX_READ: usize = 2 * MAX_WS_MESSAGE;
 
 const AUTH_FAILED: &str = "authentication failed";
 
-/// A WebSocket handshake: the upgrade, and whom its headers prove.
+/// For whom a route acts, and so who may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Realm {
+    /// For the caller's team.
+    Team,
+    /// For the platform's own team, by its administrators.
+    Platform,
+}
+
+impl Realm {
+    fn admit(self, person: SignedIn) -> Result<Caller, ApiError> {
+        match self {
+            Self::Team => person.caller(),
+            Self::Platform => Ok(auth::ranked(person)?.caller()),
+        }
+    }
+
+    async fn by_headers(self, app: &App, parts: &Parts) -> Result<Caller, ApiError> {
+        match self {
+            Self::Team => auth::authenticate(app, parts).await,
+            Self::Platform => Ok(auth::administrator(app, parts).await?.caller()),
+        }
+    }
+
+    async fn by_token(self, app: &App, parts: &Parts, token: &str) -> Result<Caller, ApiError> {
+        self.admit(auth::by_token(app, parts, token).await?)
+    }
+}
+
+/// The token in the address, for browsers, whose sockets cannot send headers.
+fn query_token(parts: &Parts) -> Option<String> {
+    let query = parts.uri.query()?;
+    let (_, token) = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token")?;
+    Some(token.into_owned())
+}
+
+/// A WebSocket handshake: the upgrade, and whom it proves.
 pub(crate) struct Handshake {
     upgrade: WebSocketUpgrade,
+    realm: Realm,
     caller: Result<Caller, ApiError>,
+    /// Of the handshake, for what is logged of a later refusal.
+    parts: Parts,
+}
+
+impl Handshake {
+    async fn read(parts: &mut Parts, app: &App, realm: Realm) -> Result<Self, ApiError> {
+        let mut caller = realm.by_headers(app, parts).await;
+        let upgrade = match WebSocketUpgrade::from_request_parts(parts, app).await {
+            Ok(upgrade) => upgrade,
+            // A plain request gets a plain answer.
+            Err(_) => {
+                let told = || ApiError::invalid("this path takes WebSocket connections");
+                return Err(caller.err().unwrap_or_else(told));
+            }
+        };
+        if caller.as_ref().is_err_and(is_refusal)
+            && let Some(token) = query_token(parts)
+        {
+            caller = realm.by_token(app, parts, &token).await;
+        }
+        let mut parts = parts.clone();
+        parts.uri = http::Uri::default();
+        Ok(Self { upgrade, realm, caller, parts })
+    }
+}
+
+/// Whether a credential was refused, so that another one may do.
+fn is_refusal(error: &ApiError) -> bool {
+    matches!(error.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 impl FromRequestParts<App> for Handshake {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let caller = auth::authenticate(app, &parts.headers).await;
-        match WebSocketUpgrade::from_request_parts(parts, app).await {
-            Ok(upgrade) => Ok(Self { upgrade, caller }),
-            // A plain request gets a plain answer.
-            Err(_) => Err(caller
-                .err()
-                .unwrap_or_else(|| ApiError::invalid("this path takes WebSocket connections"))),
-        }
+        Self::read(parts, app, Realm::Team).await
+    }
+}
+
+/// A handshake of an administrator, on capsules of the platform's own team.
+pub(crate) struct PlatformHandshake(pub(crate) Handshake);
+
+impl FromRequestParts<App> for PlatformHandshake {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        Handshake::read(parts, app, Realm::Platform).await.map(Self)
     }
 }
 
@@ -135,11 +205,19 @@ impl Handshake {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let tracked = app.tasks.clone();
-        let caller = self.caller;
-        self.upgrade.max_message_size(MAX_READ).max_frame_size(MAX_READ).write_buffer_size(PIECE).on_upgrade(
-            move |socket| tracked.track_future(body(SocketTask { app, capsule, dialect, caller, socket })),
+        let Self { upgrade, realm, caller, parts } = self;
+        let proof = Proof { realm, caller, parts };
+        upgrade.max_message_size(MAX_READ).max_frame_size(MAX_READ).write_buffer_size(PIECE).on_upgrade(
+            move |socket| tracked.track_future(body(SocketTask { app, capsule, dialect, proof, socket })),
         )
     }
+}
+
+/// Whom a handshake proves, and what the first message may still prove.
+struct Proof {
+    realm: Realm,
+    caller: Result<Caller, ApiError>,
+    parts: Parts,
 }
 
 /// An accepted socket, not yet authenticated.
@@ -147,7 +225,7 @@ pub(crate) struct SocketTask {
     app: App,
     capsule: CapsuleId,
     dialect: Dialect,
-    caller: Result<Caller, ApiError>,
+    proof: Proof,
     socket: WebSocket,
 }
 
@@ -157,12 +235,12 @@ impl SocketTask {
     where
         F: AsyncFnOnce(&mut Session, Guest) -> Ending,
     {
-        let Self { app, capsule, dialect, caller, socket } = self;
+        let Self { app, capsule, dialect, proof, socket } = self;
         let (sink, inbound) = socket.split();
         let (out, queue) = mpsc::channel(QUEUE);
         let writer = app.tasks.spawn(write(sink, queue, dialect.beat()));
         let mut session = Session { app: app.clone(), team: None, capsule, dialect, out, inbound };
-        let ending = match session.admit(caller).await {
+        let ending = match session.admit(proof).await {
             Ok(guest) => body(&mut session, guest).await,
             Err(ending) => ending,
         };
@@ -187,22 +265,31 @@ impl Dialect {
 }
 
 impl Session {
-    async fn admit(&mut self, caller: Result<Caller, ApiError>) -> Result<Guest, Ending> {
-        let caller = match caller {
+    async fn admit(&mut self, proof: Proof) -> Result<Guest, Ending> {
+        let caller = match proof.caller {
             Ok(caller) => caller,
-            Err(error) if error.status == StatusCode::UNAUTHORIZED => {
-                // The first message would carry a user's token, and nobody here can have one.
-                return match timeout(FIRST_MESSAGE, self.receive()).await {
-                    Ok(Err(ending)) => Err(ending),
-                    Ok(Ok(_)) | Err(_) => Err(Ending::Unauthorized),
-                };
-            }
+            Err(error) if is_refusal(&error) => self.first_message(proof.realm, &proof.parts).await?,
             Err(error) => return Err(self.refuse(error).await),
         };
         self.team = Some(caller.team);
         match crate::capsules::guest(&self.app, caller.team, self.capsule).await {
             Ok(guest) => Ok(guest),
             Err(error) => Err(self.refuse(error).await),
+        }
+    }
+
+    /// Whom the first message proves.
+    async fn first_message(&mut self, realm: Realm, parts: &Parts) -> Result<Caller, Ending> {
+        let Ok(first) = timeout(FIRST_MESSAGE, self.receive()).await else {
+            return Err(Ending::Unauthorized);
+        };
+        let Inbound::Text(message) = first? else { return Err(Ending::Unauthorized) };
+        let token = text(&message["token"]).filter(|_| message["type"] == "auth");
+        let Some(token) = token else { return Err(Ending::Unauthorized) };
+        match realm.by_token(&self.app, parts, &token).await {
+            Ok(caller) => Ok(caller),
+            Err(error) if is_refusal(&error) => Err(Ending::Unauthorized),
+            Err(error) => Err(error.into()),
         }
     }
 

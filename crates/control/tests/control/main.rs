@@ -8,17 +8,25 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a failed step of a test's set-up fails the test")]
 
+mod accounts;
+mod administration;
+mod audit;
 mod auth;
+mod authorisation;
 mod capsules;
 mod database;
 mod exec;
+mod extension;
+mod fields;
 mod files;
 mod forks;
 mod hosts;
 mod openapi;
 mod pausing;
+mod providers;
 mod reports;
 mod requests;
 mod snapshots;
 mod sockets;
 mod support;
+mod teams;

@@ -5,6 +5,8 @@ pub mod acts;
 pub mod agent;
 pub mod cluster;
 mod guest;
+pub mod mail;
+pub mod people;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +17,17 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{ControlConfig, Store, admin, hosts};
+use wrenn_control::vault::SecretKeys;
+use wrenn_control::{ControlConfig, ControlPlane, Store, admin, hosts};
 
 use agent::{FakeAgent, World};
 use cluster::Cluster;
 
 /// Long enough for any machine; only hangs run into it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Signs the tokens of every server here.
+pub const JWT_SECRET: &str = "the-secret-of-every-test-server-here";
 
 /// A running control plane.
 pub struct Server {
@@ -39,19 +45,32 @@ pub struct Server {
 impl Server {
     /// A control plane that waits `settle` for creates and destroys.
     pub async fn start(settle: Duration) -> Self {
+        Self::configured(settle, |_| {}).await
+    }
+
+    /// A control plane with a configuration of its own.
+    pub async fn configured(settle: Duration, configure: impl FnOnce(&mut ControlConfig)) -> Self {
         match std::env::var("WRENN_TEST_DATABASE_URL") {
-            Ok(url) => Self::start_on(fresh_database(&url).await, None, settle).await,
-            Err(_) => Self::start_alone(settle).await,
+            Ok(url) => Self::start_on(fresh_database(&url).await, None, settle, configure).await,
+            Err(_) => {
+                let cluster = Cluster::start().await;
+                Self::start_on(cluster.url(), Some(cluster), settle, configure).await
+            }
         }
     }
 
     /// A control plane with a database server of its own.
     pub async fn start_alone(settle: Duration) -> Self {
         let cluster = Cluster::start().await;
-        Self::start_on(cluster.url(), Some(cluster), settle).await
+        Self::start_on(cluster.url(), Some(cluster), settle, |_| {}).await
     }
 
-    async fn start_on(url: String, database: Option<Cluster>, settle: Duration) -> Self {
+    async fn start_on(
+        url: String,
+        database: Option<Cluster>,
+        settle: Duration,
+        configure: impl FnOnce(&mut ControlConfig),
+    ) -> Self {
         let pki = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -59,17 +78,34 @@ impl Server {
         let store = Store::connect(&database_url).await.unwrap();
         store.migrate().await.unwrap();
         let key = admin::ensure_default_team_and_key(&store).await.unwrap().unwrap().key;
-        let mut config =
-            ControlConfig::new(database_url.clone(), address, "s".repeat(32), pki.path().to_owned());
+        let secrets = SecretKeys { current: "07".repeat(32).parse().unwrap(), old: Vec::new() };
+        let mut config = ControlConfig::new(
+            database_url.clone(),
+            address,
+            JWT_SECRET.to_owned(),
+            secrets,
+            pki.path().to_owned(),
+        );
         config.settle = settle;
+        configure(&mut config);
         let shutdown = CancellationToken::new();
-        let serving = wrenn_control::serve_on(listener, config, shutdown.clone());
+        let serving = ControlPlane::new(config).serve_on(listener, shutdown.clone());
         let served = tokio::spawn(async move {
             serving.await.inspect_err(|error| eprintln!("the server ended: {error:?}"))
         });
         let http = reqwest::Client::new();
         let base = format!("http://{address}");
         Self { base, key, store, http, database, shutdown, served, database_url, _pki: pki }
+    }
+
+    /// A control plane with a configuration of its own and one online host.
+    pub async fn configured_with_agent(
+        settle: Duration,
+        configure: impl FnOnce(&mut ControlConfig),
+    ) -> (Self, FakeAgent) {
+        let server = Self::configured(settle, configure).await;
+        let agent = server.add_agent().await;
+        (server, agent)
     }
 
     /// A control plane and one online host.
@@ -128,6 +164,18 @@ impl Server {
         use sqlx::Connection;
         let mut connection = sqlx::PgConnection::connect(&self.database_url).await.unwrap();
         sqlx::raw_sql(sqlx::AssertSqlSafe(statements.into())).execute(&mut connection).await.unwrap();
+    }
+
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// A number that the database finds.
+    pub async fn number(&self, query: &str) -> i64 {
+        use sqlx::Connection;
+        let mut connection = sqlx::PgConnection::connect(&self.database_url).await.unwrap();
+        let query = sqlx::AssertSqlSafe(query.to_owned());
+        sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap()
     }
 
     /// A running capsule.

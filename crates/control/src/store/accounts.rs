@@ -1,0 +1,427 @@
+//! Accounts: signing up, activation, passwords.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+use wrenn_core::{TeamId, UserId};
+
+use super::mails::{NewMail, post};
+use super::teams::{NewTeam, insert_team};
+use super::{Store, StoreError, UserStatus};
+
+/// Key of the lock under which accounts become active, so that one of them is the first.
+const FIRST_USER_LOCK: i64 = 0x7772_656e_6e02;
+
+/// An account about to be made.
+#[derive(Debug)]
+pub struct NewUser<'a> {
+    /// Its id.
+    pub id: UserId,
+    /// Normalised.
+    pub email: &'a str,
+    /// Trimmed.
+    pub name: &'a str,
+    /// A PHC string; `None` for those who sign in with a provider.
+    pub password_hash: Option<&'a str>,
+}
+
+/// A token about to be mailed.
+#[derive(Debug, Clone, Copy)]
+pub struct NewToken<'a> {
+    /// Hex SHA-256 of the token.
+    pub hash: &'a str,
+    /// When it ends.
+    pub expires_at: OffsetDateTime,
+}
+
+/// How signing up went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignUp {
+    /// The account waits for its activation.
+    Done,
+    /// The address has an account.
+    Taken,
+    /// The address was signed up a moment ago.
+    Cooldown,
+}
+
+/// How an activation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// The account is active.
+    Done(UserId),
+    /// The token is unknown, used or expired.
+    Unknown,
+    /// The account was activated in another way, or is locked.
+    NotInactive,
+}
+
+/// What is needed to check a password.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The account.
+    pub id: UserId,
+    /// Where it is in its life.
+    pub status: UserStatus,
+    /// A PHC string.
+    pub password_hash: Option<String>,
+}
+
+/// Stores an account; false where the address is another's.
+pub(super) async fn insert_user(
+    connection: &mut PgConnection,
+    new: &NewUser<'_>,
+    status: UserStatus,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "insert into users (id, email, name, password_hash, status) values ($1, $2, $3, $4, $5) on conflict do nothing",
+        new.id.uuid(),
+        new.email,
+        new.name,
+        new.password_hash,
+        status.as_str()
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Makes an account active. The first one of a deployment administers it.
+pub(super) async fn make_active(connection: &mut PgConnection, user: Uuid) -> Result<(), StoreError> {
+    sqlx::query!("select pg_advisory_xact_lock($1)", FIRST_USER_LOCK).fetch_one(&mut *connection).await?;
+    sqlx::query!(
+        "update users set status = 'active', updated_at = now(), is_admin = is_admin or not exists ( \
+            select from users other where other.id <> $1 and (other.is_admin or other.status = 'active')) \
+         where id = $1",
+        user
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!("delete from user_tokens where user_id = $1 and purpose = 'activation'", user)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn insert_token(
+    connection: &mut PgConnection,
+    user: UserId,
+    purpose: &str,
+    token: NewToken<'_>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into user_tokens (token_hash, user_id, purpose, expires_at) values ($1, $2, $3, $4)",
+        token.hash,
+        user.uuid(),
+        purpose,
+        token.expires_at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Removes an account that was never activated; true where there was one.
+pub(super) async fn replace_inactive(connection: &mut PgConnection, email: &str) -> Result<bool, StoreError> {
+    let done = sqlx::query!("delete from users where email = $1 and status = 'inactive'", email)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+impl Store {
+    /// Stores an account that waits for its activation, with its token and the mail that carries it. An older one of the
+    /// same address that was not activated within `cooldown` seconds makes room.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sign_up(
+        &self,
+        new: &NewUser<'_>,
+        token: NewToken<'_>,
+        mail: Option<&NewMail<'_>>,
+        cooldown: f64,
+    ) -> Result<SignUp, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let old = sqlx::query!(
+            r#"select status, created_at > now() - make_interval(secs => $2) as "fresh!" from users
+            where email = $1 and status <> 'deleted' for update"#,
+            new.email,
+            cooldown
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        match old {
+            Some(old) if UserStatus::parse(&old.status)? != UserStatus::Inactive => return Ok(SignUp::Taken),
+            Some(old) if old.fresh => return Ok(SignUp::Cooldown),
+            Some(_) => _ = replace_inactive(&mut tx, new.email).await?,
+            None => {}
+        }
+        if !insert_user(&mut tx, new, UserStatus::Inactive).await? {
+            // Somebody was faster by a moment.
+            return Ok(SignUp::Cooldown);
+        }
+        insert_token(&mut tx, new.id, "activation", token).await?;
+        if let Some(mail) = mail {
+            post(&mut tx, mail).await?;
+        }
+        tx.commit().await?;
+        Ok(SignUp::Done)
+    }
+
+    /// Uses an activation token up. The account has a team afterwards: its own, where it is in none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn activate(&self, token_hash: &str) -> Result<Activation, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            "select users.id, users.status from user_tokens join users on users.id = user_tokens.user_id \
+             where token_hash = $1 and purpose = 'activation' and expires_at > now() for update",
+            token_hash
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(row) = row else { return Ok(Activation::Unknown) };
+        if UserStatus::parse(&row.status)? != UserStatus::Inactive {
+            return Ok(Activation::NotInactive);
+        }
+        make_active(&mut tx, row.id).await?;
+        tx.commit().await?;
+        Ok(Activation::Done(UserId::from_uuid(row.id)))
+    }
+
+    /// Makes an active account with a team at once, as the machine's operator may. `local_team` gets an owner where it has
+    /// none. False where the address is taken.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn insert_active_user(
+        &self,
+        new: &NewUser<'_>,
+        admin: bool,
+        team: &NewTeam<'_>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        replace_inactive(&mut tx, new.email).await?;
+        if !insert_user(&mut tx, new, UserStatus::Inactive).await? {
+            return Ok(false);
+        }
+        make_active(&mut tx, new.id.uuid()).await?;
+        if admin {
+            sqlx::query!("update users set is_admin = true where id = $1", new.id.uuid())
+                .execute(&mut *tx)
+                .await?;
+        }
+        let adopted = sqlx::query!(
+            "insert into team_members (team_id, user_id, role, is_default) \
+             select local_team, $1, 'owner', true from deployment join teams on teams.id = local_team \
+             where $2 and deleted_at is null and not exists (select from team_members where team_id = local_team)",
+            new.id.uuid(),
+            admin
+        )
+        .execute(&mut *tx)
+        .await?;
+        if adopted.rows_affected() == 0 {
+            insert_team(&mut tx, team, new.id, true).await?;
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// What is needed to check the password of this address; nothing where it has no account.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn login(&self, email: &str) -> Result<Option<Login>, StoreError> {
+        let row = sqlx::query!(
+            "select id, status, password_hash from users where email = $1 and status <> 'deleted'",
+            email
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| {
+            Ok(Login {
+                id: UserId::from_uuid(row.id),
+                status: UserStatus::parse(&row.status)?,
+                password_hash: row.password_hash,
+            })
+        })
+        .transpose()
+    }
+
+    /// The team in which a sign-in begins: the default one, else the one joined first, else `fallback`, which is made.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn home_team(&self, user: UserId, fallback: &NewTeam<'_>) -> Result<TeamId, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        // Two sign-ins at once must not make two teams.
+        sqlx::query!("select id from users where id = $1 for update", user.uuid())
+            .fetch_optional(&mut *tx)
+            .await?;
+        let found = sqlx::query_scalar!(
+            "select members.team_id from team_members members join teams on teams.id = members.team_id \
+             where members.user_id = $1 and teams.deleted_at is null \
+             order by members.is_default desc, members.joined_at, members.team_id limit 1",
+            user.uuid()
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(team) = found {
+            return Ok(TeamId::from_uuid(team));
+        }
+        insert_team(&mut tx, fallback, user, true).await?;
+        tx.commit().await?;
+        Ok(fallback.id)
+    }
+
+    /// The stored hash of a person's password.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn password_hash(&self, user: UserId) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query_scalar!("select password_hash from users where id = $1", user.uuid())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.flatten())
+    }
+
+    /// Replaces a person's password where the old one is still in force; reset tokens end with it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn set_password(
+        &self,
+        user: UserId,
+        old: Option<&str>,
+        new: &str,
+        mail: Option<&NewMail<'_>>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let done = sqlx::query!(
+            "update users set password_hash = $3, updated_at = now() \
+             where id = $1 and status = 'active' and password_hash is not distinct from $2",
+            user.uuid(),
+            old,
+            new
+        )
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        end_resets(&mut tx, user.uuid()).await?;
+        if let Some(mail) = mail {
+            post(&mut tx, mail).await?;
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Stores a reset token of an active person, with the mail that carries it. At most `most` of a person are in force;
+    /// false, and nothing stored, where there are as many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn insert_reset(
+        &self,
+        user: UserId,
+        token: NewToken<'_>,
+        mail: Option<&NewMail<'_>>,
+        most: i64,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let waiting = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from user_tokens
+            where user_id = $1 and purpose = 'reset' and expires_at > now()"#,
+            user.uuid()
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if waiting >= most {
+            return Ok(false);
+        }
+        insert_token(&mut tx, user, "reset", token).await?;
+        if let Some(mail) = mail {
+            post(&mut tx, mail).await?;
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Whose reset token this is, with their address and name; nothing where it is unknown, used or expired, or where the
+    /// account is not active.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reset_owner(
+        &self,
+        token_hash: &str,
+    ) -> Result<Option<(UserId, String, String)>, StoreError> {
+        let row = sqlx::query!(
+            "select users.id, users.email, users.name from user_tokens join users on users.id = user_tokens.user_id \
+             where token_hash = $1 and purpose = 'reset' and expires_at > now() and users.status = 'active'",
+            token_hash
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.map(|row| (UserId::from_uuid(row.id), row.email, row.name)))
+    }
+
+    /// Uses a reset token up: the password is replaced, and every token signed until now is refused. False where the token
+    /// is not in force.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reset_password(
+        &self,
+        token_hash: &str,
+        password_hash: &str,
+        mail: Option<&NewMail<'_>>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let user = sqlx::query_scalar!(
+            "delete from user_tokens where token_hash = $1 and purpose = 'reset' and expires_at > now() \
+             returning user_id",
+            token_hash
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(user) = user else { return Ok(false) };
+        let done = sqlx::query!(
+            "update users set password_hash = $2, updated_at = now(), sessions_from = date_trunc('second', now()) \
+             where id = $1 and status = 'active'",
+            user,
+            password_hash
+        )
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        end_resets(&mut tx, user).await?;
+        if let Some(mail) = mail {
+            post(&mut tx, mail).await?;
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Forgets tokens that have ended; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sweep_tokens(&self) -> Result<u64, StoreError> {
+        let done =
+            sqlx::query!("delete from user_tokens where expires_at < now()").execute(&self.pool).await?;
+        Ok(done.rows_affected())
+    }
+}
+
+async fn end_resets(connection: &mut PgConnection, user: Uuid) -> Result<(), StoreError> {
+    sqlx::query!("delete from user_tokens where user_id = $1 and purpose = 'reset'", user)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
