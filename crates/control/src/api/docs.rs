@@ -7,7 +7,9 @@ use axum::Router;
 use axum::extract::Path;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use http::Method;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr, Response as ResponseObject, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi, PartialSchema};
@@ -93,6 +95,41 @@ impl PartialSchema for Content {
 }
 
 impl utoipa::ToSchema for Content {}
+
+/// Shows every operation of a document.
+pub(super) fn each_operation(
+    mut document: OpenApiDocument,
+    mut show: impl FnMut(Method, &str, &mut Operation),
+) -> OpenApiDocument {
+    for (path, item) in &mut document.paths.paths {
+        let methods = [
+            (Method::GET, &mut item.get),
+            (Method::POST, &mut item.post),
+            (Method::PUT, &mut item.put),
+            (Method::PATCH, &mut item.patch),
+            (Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in methods {
+            if let Some(operation) = operation {
+                show(method, path, operation);
+            }
+        }
+    }
+    document
+}
+
+/// The document as it is served: every operation with an id of its own, made of its method and path.
+pub(super) fn finished(document: OpenApiDocument) -> OpenApiDocument {
+    each_operation(document, |method, path, operation| {
+        let mut id = method.as_str().to_lowercase();
+        for segment in path.split('/').filter(|segment| !segment.is_empty() && *segment != "v1") {
+            let name = segment.strip_prefix('{').and_then(|segment| segment.strip_suffix('}'));
+            id.push_str(if name.is_some() { "_by_" } else { "_" });
+            id.push_str(&name.unwrap_or(segment).replace('-', "_"));
+        }
+        operation.operation_id = Some(id);
+    })
+}
 
 pub(super) fn yaml(document: &OpenApiDocument) -> String {
     document.to_yaml().unwrap_or_default()

@@ -86,25 +86,14 @@ fn people() -> OpenApiRouter<App> {
 
 /// The OpenAPI document, in YAML.
 pub fn openapi_yaml() -> String {
-    docs::yaml(&routes().into_openapi())
+    docs::yaml(&docs::finished(routes().into_openapi()))
 }
 
 /// Method and path of every route that the OpenAPI document describes, with the parameters in braces.
 pub fn described_routes() -> Vec<(http::Method, String)> {
     let document = routes().into_openapi();
     let mut all = Vec::new();
-    for (path, item) in &document.paths.paths {
-        let methods = [
-            (http::Method::GET, &item.get),
-            (http::Method::POST, &item.post),
-            (http::Method::PUT, &item.put),
-            (http::Method::PATCH, &item.patch),
-            (http::Method::DELETE, &item.delete),
-        ];
-        all.extend(
-            methods.into_iter().filter(|(_, at)| at.is_some()).map(|(method, _)| (method, path.clone())),
-        );
-    }
+    docs::each_operation(document, |method, path, _| all.push((method, path.to_owned())));
     all
 }
 
@@ -119,7 +108,7 @@ pub fn all_routes() -> Vec<(http::Method, String)> {
 pub(crate) fn router(app: App, added: Router<App>) -> Router {
     let (router, document) = routes().split_for_parts();
     router
-        .merge(docs::router(&document))
+        .merge(docs::router(&docs::finished(document)))
         // The contract has the walk through a provider under both addresses.
         .merge(oauth::second_addresses())
         .merge(added)

@@ -26,6 +26,7 @@ mod pausing;
 mod providers;
 mod reports;
 mod requests;
+mod sealed;
 mod snapshots;
 mod sockets;
 mod support;

@@ -286,3 +286,56 @@ async fn a_paused_capsule_refuses_every_stream_in_words_fake_agent() {
         assert!(error["data"].as_str().unwrap().contains("paused"), "{route}: {error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_a_socket_in_the_handshake_the_address_or_the_first_message_fake_agent() {
+    let (server, _agent) = Server::with_agent(PATIENCE).await;
+    let ada = server.owner("Ada").await;
+    let root = server.administrator().await;
+    let create = async |by: &crate::support::people::Person, path: &str| {
+        let (status, made) = server.send_by(by, reqwest::Method::POST, path, &json!({})).await;
+        assert_eq!(status, 201, "{made}");
+        format!("{path}/{}/exec/stream", made["id"].as_str().unwrap())
+    };
+    let path = create(&ada, "/v1/capsules").await;
+    let admins = create(&root, "/v1/admin/capsules").await;
+    let start = json!({"type": "start", "cmd": "cut"});
+    let auth = |token: &str| json!({"type": "auth", "token": token});
+
+    let mut by_address = Socket::open(&server, &format!("{path}?token={}", ada.token), None).await;
+    by_address.say(start.clone()).await;
+    assert_eq!(by_address.text().await["type"], "start");
+    // A bad key falls through to what comes first.
+    let mut by_message = Socket::open(&server, &path, Some("wrn_bad")).await;
+    by_message.say(auth(&ada.token)).await;
+    by_message.say(start.clone()).await;
+    assert_eq!(by_message.text().await["type"], "start");
+    let mut of_platform = Socket::open(&server, &admins, None).await;
+    of_platform.say(auth(&root.token)).await;
+    of_platform.say(start.clone()).await;
+    assert_eq!(of_platform.text().await["type"], "start");
+
+    for (path, first) in [
+        (&path, auth("garbage")),
+        (&path, auth("")),
+        (&path, start.clone()),
+        (&admins, auth(&ada.token)),
+        (&path, json!("auth")),
+    ] {
+        let mut socket = Socket::open(&server, path, None).await;
+        socket.say(first).await;
+        assert_eq!(socket.text().await, json!({"type": "error", "data": "authentication failed"}));
+        socket.closed(1008).await;
+    }
+    // A key is nobody, where a person is asked for; somebody else's capsule is unknown.
+    let mut keyed = Socket::open(&server, &admins, Some(&server.key)).await;
+    keyed.say(start.clone()).await;
+    assert_eq!(keyed.text().await["data"], "authentication failed");
+    let eve = server.owner("Eve").await;
+    let mut foreign = Socket::open(&server, &format!("{path}?token={}", eve.token), None).await;
+    foreign.say(start).await;
+    assert!(foreign.text().await["data"].as_str().unwrap().contains("there is no capsule"));
+    // In the address a token is good for sockets only.
+    let plain = server.http.get(server.url(&format!("/v1/capsules?token={}", ada.token)));
+    assert_eq!(crate::support::answer(plain).await.0, 401);
+}

@@ -53,9 +53,30 @@ impl Cluster {
 
     /// Stops the server at once, as a crash would.
     pub fn stop(&mut self) {
+        self.thaw();
         let Some(mut server) = self.server.take() else { return };
         let _ = Command::new("kill").args(["-QUIT", &server.id().to_string()]).status();
         let _ = server.wait();
+    }
+
+    /// Lets the server and its processes stand still.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let Some(server) = &self.server else { return };
+        let pid = server.id().to_string();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &pid]).output().unwrap().stdout;
+        let children = String::from_utf8(children).unwrap();
+        let all = children.split_whitespace().chain([pid.as_str()]);
+        // One that has ended meanwhile is no matter.
+        let _ = Command::new("kill").arg(signal).args(all).stderr(Stdio::null()).status();
     }
 
     /// Where the server is.

@@ -161,9 +161,18 @@ impl Server {
 
     /// Changes the database behind the server's back.
     pub async fn sql(&self, statements: impl Into<String>) {
-        use sqlx::Connection;
-        let mut connection = sqlx::PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statements.into())).execute(&mut connection).await.unwrap();
+        self.try_sql(&statements.into()).await.unwrap();
+    }
+
+    /// Changes the database behind the server's back, where it lets that be done.
+    pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
+        execute(&self.database_url, statements).await
+    }
+
+    /// Does something in another database of the server's own cluster.
+    pub async fn sql_in(&self, database: &str, statements: &str) {
+        let slash = self.database_url.rfind('/').unwrap();
+        execute(&format!("{}/{database}", &self.database_url[..slash]), statements).await.unwrap();
     }
 
     pub fn database_url(&self) -> &str {
@@ -198,6 +207,13 @@ impl Server {
         };
         tokio::time::timeout(PATIENCE, poll).await.unwrap_or_else(|_| panic!("{id} never became {wanted}"))
     }
+}
+
+async fn execute(url: &str, statements: &str) -> Result<(), sqlx::Error> {
+    use sqlx::Connection;
+    let mut connection = sqlx::PgConnection::connect(url).await?;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&mut connection).await?;
+    Ok(())
 }
 
 /// Status and JSON body, `null` where there is none.
