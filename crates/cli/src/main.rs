@@ -143,19 +143,19 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
             config::show(settings, context.json, context.colour)
         }
         Command::Up { args, .. } => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, Some("up"))?;
             ops::up::run(settings, &args).await
         }
         Command::Down(args) => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, None)?;
             ops::down::run(settings, &args).await
         }
         Command::ControlPlane { args, .. } => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, Some("control-plane"))?;
             ops::roles::control_plane(settings, &args).await
         }
         Command::Agent { args, .. } => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, Some("agent"))?;
             ops::roles::agent(settings, &args).await
         }
     }
