@@ -1,18 +1,23 @@
 //! `wrenn`: a platform that runs untrusted code in microVMs, all its roles and its command line in one program.
 
+pub mod account;
 pub mod capsule;
 pub mod completion;
 pub mod config;
 pub mod context;
+pub mod credentials;
 pub mod envfile;
 pub mod ops;
 pub mod output;
+pub mod person;
+pub mod prompt;
 pub mod template;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::account::{LoginArgs, LogoutArgs};
 use crate::capsule::CapsuleCommand;
 use crate::config::{Given, SettingFlags, Settings};
 use crate::context::{Context, GlobalArgs};
@@ -55,6 +60,12 @@ enum Command {
     /// Make, list and delete what capsules are made from
     #[command(subcommand, visible_alias = "t")]
     Template(TemplateCommand),
+    /// Sign in, for everything that needs a person
+    Login(LoginArgs),
+    /// Forget the sign-in
+    Logout(LogoutArgs),
+    /// Show who is signed in, and in which team
+    Whoami,
     /// Make, list and revoke API keys, on the machine that runs the platform
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -126,6 +137,9 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Completion { shell } => return completion::run(*shell, Cli::command()),
         Command::Capsule(_)
         | Command::Template(_)
+        | Command::Login(_)
+        | Command::Logout(_)
+        | Command::Whoami
         | Command::Keys(_)
         | Command::Down(_)
         | Command::Status => &no_flags,
@@ -136,6 +150,9 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
         Command::Capsule(command) => capsule::run(command, &context).await,
         Command::Template(command) => template::run(command, &context).await,
+        Command::Login(args) => account::login(args, &context).await,
+        Command::Logout(args) => account::logout(&args, &context),
+        Command::Whoami => account::whoami(&context).await.map_err(person::explain),
         Command::Keys(command) => ops::keys::run(settings, command, context.json).await,
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),

@@ -171,7 +171,12 @@ pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-fn normalise(base_url: &str) -> Result<String, Error> {
+/// A base URL as [`Client::base_url`] gives it: the same for all ways to write it with or without spaces around it and a
+/// slash at its end.
+///
+/// # Errors
+/// [`Error::BaseUrl`] for what is no `http` or `https` URL, or has a query.
+pub fn normalise(base_url: &str) -> Result<String, Error> {
     let refuse = |reason: &str| Error::BaseUrl { url: base_url.to_owned(), reason: reason.to_owned() };
     let url = Url::parse(base_url.trim()).map_err(|e| refuse(&e.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {

@@ -46,7 +46,7 @@ mod when;
 pub use account::{Me, SignIn};
 pub use admin::{AdminTeam, AdminTemplate, AdminUser, Page};
 pub use audit::{AuditEntry, AuditPage, AuditQuery};
-pub use client::Client;
+pub use client::{Client, normalise as normalise_base_url};
 pub use error::{ApiError, Error};
 pub use keys::ApiKey;
 pub use pty::{Pty, PtyCommand, PtyEvent, PtyReader, PtyWriter};
