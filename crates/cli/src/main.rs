@@ -7,6 +7,7 @@ pub mod config;
 pub mod context;
 pub mod credentials;
 pub mod envfile;
+pub mod keys;
 pub mod ops;
 pub mod output;
 pub mod person;
@@ -21,8 +22,8 @@ use crate::account::{LoginArgs, LogoutArgs};
 use crate::capsule::CapsuleCommand;
 use crate::config::{Given, SettingFlags, Settings};
 use crate::context::{Context, GlobalArgs};
+use crate::keys::KeysArgs;
 use crate::ops::down::DownArgs;
-use crate::ops::keys::KeysCommand;
 use crate::ops::roles::{AgentArgs, ControlArgs};
 use crate::ops::up::UpArgs;
 use crate::output::StdoutClosed;
@@ -66,9 +67,11 @@ enum Command {
     Logout(LogoutArgs),
     /// Show who is signed in, and in which team
     Whoami,
-    /// Make, list and revoke API keys, on the machine that runs the platform
-    #[command(subcommand)]
-    Keys(KeysCommand),
+    /// Make, list and revoke API keys
+    ///
+    /// Whoever is signed in to the deployment (`wrenn login`) does so through the API, in the team of the sign-in. Where
+    /// nobody is, and with --local, it is done on the database of the machine that runs the platform, in its default team.
+    Keys(KeysArgs),
     /// Run the control plane alone
     ControlPlane {
         /// What only the control plane needs
@@ -153,7 +156,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Login(args) => account::login(args, &context).await,
         Command::Logout(args) => account::logout(&args, &context),
         Command::Whoami => account::whoami(&context).await.map_err(person::explain),
-        Command::Keys(command) => ops::keys::run(settings, command, context.json).await,
+        Command::Keys(args) => keys::run(args, &context).await.map_err(person::explain),
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),
         Command::Settings(_) | Command::Completion { .. } => {

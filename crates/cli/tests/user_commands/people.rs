@@ -6,7 +6,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::people_stub::{PASSWORD, PeopleStub};
+use serde_json::json;
+
+use crate::people_stub::{PASSWORD, PeopleStub, key};
+use crate::stub::wrenn;
 use crate::{on_terminal, stderr, stdout};
 
 fn mode(path: &Path) -> u32 {
@@ -115,7 +118,7 @@ fn a_sign_in_that_has_expired_is_told_and_not_replaced_by_a_key_against_a_stub_s
     let stub = PeopleStub::start();
     stub.let_tokens_last(-1);
     assert!(stub.login(PASSWORD).status.success());
-    for args in [&["whoami"][..], &["capsule", "ls"]] {
+    for args in [&["whoami"][..], &["capsule", "ls"], &["keys", "ls"]] {
         let output = stub.run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(
@@ -127,4 +130,31 @@ fn a_sign_in_that_has_expired_is_told_and_not_replaced_by_a_key_against_a_stub_s
     assert!(stub.asked().is_empty());
     let by_key = stub.command(&["capsule", "ls", "--json"]).env("WRENN_API_KEY", "k").output().unwrap();
     assert!(by_key.status.success());
+}
+
+#[test]
+fn keys_go_through_the_api_for_whoever_is_signed_in_against_a_stub_server() {
+    let stub = PeopleStub::signed_in();
+    // A key could not do it, so that one at hand is no hindrance.
+    let made = stub.command(&["keys", "create", "ci"]).env("WRENN_API_KEY", "k").output().unwrap();
+    assert_eq!(stdout(&made), "wrn_secret\n", "{}", stderr(&made));
+    assert!(stdout(&stub.run(&["keys", "ls"])).contains("wrn_012345…"));
+    assert_eq!(stub.json(&["keys", "rm", &key()]), json!({"revoked": key()}));
+    let wanted = ["POST /v1/api-keys {\"name\":\"ci\"}", "GET /v1/api-keys"];
+    assert_eq!(stub.asked(), [wanted[0], wanted[1], &format!("DELETE /v1/api-keys/{}", key())]);
+
+    let mut local = stub.command(&["keys", "--local", "ls"]);
+    local.env("DATABASE_URL", "postgres://x@127.0.0.1:1/x");
+    let output = local.output().unwrap();
+    assert!(stderr(&output).contains("cannot reach the database"), "{}", stderr(&output));
+    assert!(stub.asked().is_empty());
+}
+
+#[test]
+fn keys_of_another_deployment_are_not_looked_for_on_this_machine_against_a_stub_server() {
+    let stub = PeopleStub::start();
+    let output = stub.run(&["keys", "ls"]);
+    assert!(stderr(&output).contains("nobody is signed in to"), "{}", stderr(&output));
+    let own = wrenn(&["keys", "ls"]).env("DATABASE_URL", "postgres://x@127.0.0.1:1/x").output().unwrap();
+    assert!(stderr(&own).contains("cannot reach the database"), "{}", stderr(&own));
 }

@@ -62,6 +62,14 @@ impl PeopleStub {
         Self { address, acted, home: tempfile::tempdir().unwrap(), _runtime: runtime }
     }
 
+    /// A stub that the person of its home is signed in to.
+    pub fn signed_in() -> Self {
+        let stub = Self::start();
+        assert!(stub.login(PASSWORD).status.success());
+        stub.asked();
+        stub
+    }
+
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
     }
