@@ -12,6 +12,7 @@ pub mod ops;
 pub mod output;
 pub mod person;
 pub mod prompt;
+pub mod teams;
 pub mod template;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ use crate::ops::down::DownArgs;
 use crate::ops::roles::{AgentArgs, ControlArgs};
 use crate::ops::up::UpArgs;
 use crate::output::StdoutClosed;
+use crate::teams::TeamsCommand;
 use crate::template::TemplateCommand;
 
 /// Run untrusted code in microVMs
@@ -72,6 +74,9 @@ enum Command {
     /// Whoever is signed in to the deployment (`wrenn login`) does so through the API, in the team of the sign-in. Where
     /// nobody is, and with --local, it is done on the database of the machine that runs the platform, in its default team.
     Keys(KeysArgs),
+    /// Make, use and look after teams
+    #[command(subcommand, visible_alias = "team")]
+    Teams(TeamsCommand),
     /// Run the control plane alone
     ControlPlane {
         /// What only the control plane needs
@@ -144,6 +149,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         | Command::Logout(_)
         | Command::Whoami
         | Command::Keys(_)
+        | Command::Teams(_)
         | Command::Down(_)
         | Command::Status => &no_flags,
     };
@@ -157,6 +163,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Logout(args) => account::logout(&args, &context),
         Command::Whoami => account::whoami(&context).await.map_err(person::explain),
         Command::Keys(args) => keys::run(args, &context).await.map_err(person::explain),
+        Command::Teams(command) => teams::run(command, &context).await.map_err(person::explain),
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),
         Command::Settings(_) | Command::Completion { .. } => {

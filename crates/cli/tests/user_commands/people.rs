@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::people_stub::{PASSWORD, PeopleStub, key};
+use crate::people_stub::{PASSWORD, PeopleStub, key, team, user};
 use crate::stub::wrenn;
 use crate::{on_terminal, stderr, stdout};
 
@@ -118,7 +118,7 @@ fn a_sign_in_that_has_expired_is_told_and_not_replaced_by_a_key_against_a_stub_s
     let stub = PeopleStub::start();
     stub.let_tokens_last(-1);
     assert!(stub.login(PASSWORD).status.success());
-    for args in [&["whoami"][..], &["capsule", "ls"], &["keys", "ls"]] {
+    for args in [&["teams", "ls"][..], &["capsule", "ls"], &["keys", "ls"]] {
         let output = stub.run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(
@@ -157,4 +157,72 @@ fn keys_of_another_deployment_are_not_looked_for_on_this_machine_against_a_stub_
     assert!(stderr(&output).contains("nobody is signed in to"), "{}", stderr(&output));
     let own = wrenn(&["keys", "ls"]).env("DATABASE_URL", "postgres://x@127.0.0.1:1/x").output().unwrap();
     assert!(stderr(&own).contains("cannot reach the database"), "{}", stderr(&own));
+}
+
+#[test]
+fn teams_are_named_by_id_slug_or_name_and_switched_for_good_against_a_stub_server() {
+    let stub = PeopleStub::signed_in();
+    let list = stdout(&stub.run(&["teams", "ls"]));
+    assert!(list.lines().nth(1).unwrap().starts_with("*   Red"), "{list}");
+    assert_eq!(stdout(&stub.run(&["teams", "create", "New"])), format!("{}\n", team(4)));
+    let several = stub.run(&["teams", "switch", "Blue"]);
+    assert!(stderr(&several).contains("name one by its slug: 000002-abcdef, 000003-abcdef"));
+    assert!(
+        stderr(&stub.run(&["teams", "show", "Green"])).contains("no team has the id, the slug or the name")
+    );
+
+    // Another team is worked in for one command.
+    assert_eq!(stub.json(&["teams", "show", "000002-abcdef"])["team"]["name"], "Blue");
+    assert_eq!(stub.json(&["whoami"])["team_id"], team(1));
+    assert_eq!(stub.json(&["teams", "switch", "000002-abcdef"]), json!({"team_id": team(2)}));
+    assert_eq!(stub.json(&["whoami"])["team_id"], team(2));
+    assert_eq!(stub.json(&["teams", "rename", &team(1), "Rot"]), json!({"renamed": team(1)}));
+    stub.asked();
+
+    let unasked = stub.run(&["teams", "rm", &team(2)]);
+    assert!(stderr(&unasked).contains("hint: give --yes if it may"), "{}", stderr(&unasked));
+    assert!(stub.asked().is_empty());
+    let removed = stub.run(&["teams", "rm", &team(2), "--yes"]);
+    assert_eq!(stdout(&removed), format!("{}\n", team(2)));
+    assert_eq!(stderr(&removed), "You are in the team Red now.\n");
+    assert_eq!(stub.json(&["whoami"])["team_id"], team(1));
+    assert_eq!(stub.json(&["teams", "leave", "Blue"]), json!({"left": team(3)}));
+}
+
+#[test]
+fn deleting_asks_on_a_terminal_against_a_stub_server() {
+    let stub = PeopleStub::signed_in();
+    for (reply, code) in [("n\n", 1), ("y\n", 0)] {
+        let (mut child, master) = on_terminal(stub.command(&["teams", "rm", &team(1)]), (80, 24));
+        let mut terminal = fs::File::from(master);
+        expect(child.stderr.as_mut().unwrap(), "[y/N] ");
+        terminal.write_all(reply.as_bytes()).unwrap();
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(code));
+        let deleted = stub.asked().contains(&format!("DELETE /v1/teams/{}", team(1)));
+        assert_eq!(deleted, code == 0);
+    }
+}
+
+#[test]
+fn members_are_named_by_address_or_id_against_a_stub_server() {
+    let stub = PeopleStub::signed_in();
+    assert!(stdout(&stub.run(&["teams", "members"])).contains("m2@b.c"));
+    assert_eq!(stub.json(&["teams", "add", "m3@b.c"])["user_id"], user(3));
+    assert_eq!(
+        stub.json(&["teams", "role", "M2@b.c", "admin"]),
+        json!({"user_id": user(2), "role": "admin"})
+    );
+    assert_eq!(stub.json(&["teams", "remove", &user(2)]), json!({"removed": user(2)}));
+    let asked = stub.asked();
+    assert!(asked.contains(&format!(
+        "PATCH /v1/teams/{}/members/{} {{\"role\":\"admin\"}}",
+        team(1),
+        user(2)
+    )));
+    assert_eq!(asked.last().unwrap(), &format!("DELETE /v1/teams/{}/members/{}", team(1), user(2)));
+
+    let unknown = stub.run(&["teams", "add", "nobody@b.c"]);
+    assert_eq!(stderr(&unknown), "error: because (not_found)\n");
+    assert!(stderr(&stub.run(&["teams", "remove", "m9@b.c"])).contains("no member has the address `m9@b.c`"));
+    assert_eq!(stub.run(&["teams", "role", "m2@b.c", "owner"]).status.code(), Some(2));
 }
