@@ -1,6 +1,8 @@
 //! `wrenn`: a platform that runs untrusted code in microVMs, all its roles and its command line in one program.
 
 pub mod account;
+pub mod admin;
+pub mod audit;
 pub mod capsule;
 pub mod completion;
 pub mod config;
@@ -20,6 +22,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::account::{LoginArgs, LogoutArgs};
+use crate::admin::AdminCommand;
+use crate::audit::AuditArgs;
 use crate::capsule::CapsuleCommand;
 use crate::config::{Given, SettingFlags, Settings};
 use crate::context::{Context, GlobalArgs};
@@ -77,6 +81,11 @@ enum Command {
     /// Make, use and look after teams
     #[command(subcommand, visible_alias = "team")]
     Teams(TeamsCommand),
+    /// Show who did what in the team
+    Audit(AuditArgs),
+    /// Run the platform: its users, teams and templates
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Run the control plane alone
     ControlPlane {
         /// What only the control plane needs
@@ -150,6 +159,8 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         | Command::Whoami
         | Command::Keys(_)
         | Command::Teams(_)
+        | Command::Audit(_)
+        | Command::Admin(_)
         | Command::Down(_)
         | Command::Status => &no_flags,
     };
@@ -164,6 +175,8 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Whoami => account::whoami(&context).await.map_err(person::explain),
         Command::Keys(args) => keys::run(args, &context).await.map_err(person::explain),
         Command::Teams(command) => teams::run(command, &context).await.map_err(person::explain),
+        Command::Audit(args) => audit::run(args, &context).await.map_err(person::explain),
+        Command::Admin(command) => admin::run(command, &context).await.map_err(person::explain),
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),
         Command::Settings(_) | Command::Completion { .. } => {

@@ -300,7 +300,7 @@ fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&wrenn(&["completion", shell]).output().unwrap());
         assert!(
-            ["capsule", "shell", "pause", "fork", "template", "login", "teams", "whoami"]
+            ["capsule", "shell", "pause", "fork", "template", "login", "teams", "whoami", "byoc"]
                 .iter()
                 .all(|word| script.contains(word)),
             "{shell}"

@@ -226,3 +226,54 @@ fn members_are_named_by_address_or_id_against_a_stub_server() {
     assert!(stderr(&stub.run(&["teams", "remove", "m9@b.c"])).contains("no member has the address `m9@b.c`"));
     assert_eq!(stub.run(&["teams", "role", "m2@b.c", "owner"]).status.code(), Some(2));
 }
+
+#[test]
+fn the_audit_log_is_followed_to_its_end_against_a_stub_server() {
+    let stub = PeopleStub::signed_in();
+    let ids = |args: &[&str]| -> Vec<String> {
+        let entries = stub.json(args);
+        entries.as_array().unwrap().iter().map(|entry| entry["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&["audit", "--all"]), ["log-5", "log-4", "log-3", "log-2", "log-1"]);
+    assert_eq!(ids(&["audit", "--limit", "3"]), ["log-5", "log-4", "log-3"]);
+    assert_eq!(ids(&["admin", "audit", "--limit", "1"]), ["log-5"]);
+    assert!(stdout(&stub.run(&["audit"])).contains("sandbox create"));
+    stub.asked();
+    stub.run(&["audit", "--limit=1", "--resource-type=team", "--resource-type=member", "--action=add"]);
+    assert_eq!(
+        stub.asked(),
+        ["GET /v1/audit-logs?limit=1&resource_type=team&resource_type=member&action=add"]
+    );
+    assert_eq!(stub.run(&["audit", "--before", "yesterday"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_platform_is_run_by_commands_against_a_stub_server() {
+    let stub = PeopleStub::signed_in();
+    let first = stub.run(&["admin", "users", "ls"]);
+    assert!(stdout(&first).contains("m1@b.c"), "{}", stderr(&first));
+    assert_eq!(stderr(&first), "page 1 of 2 (2 in all); --page 2 shows the next\n");
+    assert_eq!(stub.json(&["admin", "users", "ls", "--page", "2"])["items"][0]["id"], user(2));
+    stub.asked();
+    for (action, done, call) in [
+        ("activate", "activated", "active {\"active\":true}"),
+        ("deactivate", "deactivated", "active {\"active\":false}"),
+        ("grant", "granted", "admin {\"admin\":true}"),
+        ("revoke", "revoked", "admin {\"admin\":false}"),
+    ] {
+        assert_eq!(stub.json(&["admin", "users", action, "m2@b.c"]), json!({ done: user(2) }));
+        assert_eq!(stub.asked().last().unwrap(), &format!("PUT /v1/admin/users/{}/{call}", user(2)));
+    }
+    assert!(stderr(&stub.run(&["admin", "users", "grant", "m9@b.c"])).contains("no user has the address"));
+
+    assert!(stdout(&stub.run(&["admin", "teams", "ls"])).contains("a@b.c"));
+    assert_eq!(stub.json(&["admin", "teams", "byoc", "Red"]), json!({"enabled": team(1)}));
+    assert_eq!(stub.run(&["admin", "teams", "rm", "000001-abcdef"]).status.code(), Some(1));
+    assert_eq!(stub.json(&["admin", "teams", "rm", "-y", "000001-abcdef"]), json!({"deleted": team(1)}));
+    assert_eq!(stub.asked().last().unwrap(), &format!("DELETE /v1/admin/teams/{}", team(1)));
+
+    assert!(stdout(&stub.run(&["admin", "templates", "ls"])).contains("platform"));
+    let removed = stub.run(&["admin", "templates", "rm", "mine", "minimal"]);
+    assert_eq!((removed.status.code(), stdout(&removed).as_str()), (Some(1), "mine\n"));
+    assert!(stderr(&removed).contains("cannot delete minimal"), "{}", stderr(&removed));
+}
