@@ -81,6 +81,17 @@ equals "rm removes it from the list" 0 "$("$wrenn" capsule ls -q | grep -cx "$id
 id=
 equals "an unknown id is an error" 1 "$(code "$wrenn" capsule info "cl-$(printf '0%.0s' {1..25})")"
 
+log=$WRENN_DIR/logs/wrenn.log
+equals "a line of the log says which role wrote it" 0 "$(grep '^{' "$log" | grep -vc '^{"role":"[a-z-]*",' || true)"
+mv "$log" "$log.1"
+kill -HUP "$("$wrenn" status --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["pid"])')"
+for role in up control-plane agent; do
+  for _ in $(seq 300); do grep -qs "\"role\":\"$role\".*anew" "$log" && break; sleep 0.1; done
+  equals "after a SIGHUP the role $role logs to the new file, once" 1 "$(grep -c "\"role\":\"$role\".*anew" "$log")"
+done
+"$wrenn" capsule ls >/dev/null
+equals "and nothing to the old one" 0 "$(grep -c anew "$log.1" || true)"
+
 "$wrenn" down >/dev/null
 "$wrenn" up --detach >/dev/null
 agent=${WRENN_AGENT_LISTEN:-127.0.0.1:8443}

@@ -308,7 +308,7 @@ settings! {
     vm_uid_base: u32 = 1_879_048_192, "WRENN_VM_UID_BASE", "UID";
     /// What is logged: a level (error, warn, info, debug, trace) or directives such as info,wrenn_net=debug.
     log: String = "info".to_owned(), "WRENN_LOG", "FILTER";
-    /// How log lines are written: text, json, or auto, which writes text on a terminal and JSON elsewhere.
+    /// How log lines are written on standard error: text, json, or auto, which is text on a terminal and JSON elsewhere.
     log_format: LogFormat = LogFormat::Auto, "WRENN_LOG_FORMAT", "auto|text|json";
     /// Most vCPUs of one capsule.
     max_vcpus: u32 = wrenn_core::limits::MAX_VCPUS, "WRENN_MAX_VCPUS", "COUNT";

@@ -1,4 +1,7 @@
-//! What every user command needs: where the API is, the key for it, and how to speak to the person.
+//! What every user command needs: where the API is, the credential for it, and how to speak to the person.
+//!
+//! The credential is the API key of `--api-key` or `WRENN_API_KEY`; else the stored sign-in to the deployment in question;
+//! else the key in the `env` file of the data directory. What only a person may do takes the sign-in alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,11 +11,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use wrenn_client::Client;
+use wrenn_client::{Client, normalise_base_url};
 
 use crate::config::Settings;
+use crate::credentials::{Credentials, Login};
 use crate::envfile;
-use crate::output;
+use crate::output::{self, Hinted};
+use crate::person::Person;
 
 /// Flags that every command takes.
 #[derive(Clone, Args)]
@@ -24,7 +29,7 @@ pub struct GlobalArgs {
     /// Data directory of the deployment on this machine [env: WRENN_DIR] [default: /var/lib/wrenn]
     #[arg(long, global = true, value_name = "DIR")]
     pub dir: Option<String>,
-    /// API key; where absent, the one in the `env` file of the data directory
+    /// API key; where absent, the sign-in by `wrenn login`, else the key in the `env` file of the data directory
     #[arg(long, global = true, value_name = "KEY", env = "WRENN_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Base URL of the API; where absent, the one in the `env` file of the data directory
@@ -50,30 +55,93 @@ pub struct Context {
     pub json: bool,
     /// Whether results may be coloured.
     pub colour: bool,
+    /// The stored sign-ins.
+    pub credentials: Credentials,
     global: GlobalArgs,
 }
 
-/// Where the API is and the key for it.
-struct Credentials {
-    base_url: String,
-    api_key: String,
+/// With what a deployment is spoken to.
+#[derive(Debug)]
+enum Credential {
+    Key(String),
+    Login(Login),
 }
 
 impl Context {
     /// The context of a command line. Credentials are looked for only when a command asks for a client.
     pub fn new(global: GlobalArgs, settings: Settings) -> Self {
         let colour = output::may_colour(std::io::stdout().is_terminal());
-        Self { json: global.json, colour, settings, global }
+        Self { json: global.json, colour, settings, credentials: Credentials::from_environment(), global }
     }
 
     /// A client of the API.
     ///
     /// # Errors
-    /// Where no API key can be found, with the places that were looked at; where the `env` file is unreadable or
-    /// malformed; where the base URL is unusable.
+    /// Where no credential can be found, with the places that were looked at; where the sign-in has expired; where the
+    /// file that holds it or the `env` file is unreadable or malformed; where the base URL is unusable.
     pub fn client(&self) -> anyhow::Result<Client> {
-        let found = credentials(&self.global, &self.settings)?;
-        Ok(Client::new(&found.base_url, &found.api_key)?)
+        let (base_url, credential) = access(&self.global, &self.settings, &self.credentials)?;
+        Ok(match credential {
+            Credential::Key(key) => Client::new(&base_url, &key)?,
+            Credential::Login(login) => Client::with_token(&base_url, &login.token)?,
+        })
+    }
+
+    /// The base URL of the deployment in question, normalised.
+    ///
+    /// # Errors
+    /// Where it is unusable.
+    pub fn base_url(&self) -> anyhow::Result<String> {
+        Ok(normalise_base_url(&base_url(&self.global, &self.settings, &self.env_file()))?)
+    }
+
+    /// Whether the deployment in question is the one of this machine's data directory.
+    ///
+    /// # Errors
+    /// Where the base URL is unusable.
+    pub fn is_own_deployment(&self) -> anyhow::Result<bool> {
+        let named = self.base_url()?;
+        let listener = normalise_base_url(&local_url(self.settings.listen.value))?;
+        let stored =
+            self.env_file().remove("WRENN_BASE_URL").map(|url| normalise_base_url(&url)).transpose()?;
+        Ok(named == listener || Some(named) == stored)
+    }
+
+    /// Whether an API key is given that goes before any sign-in where a key will do.
+    pub fn has_given_key(&self) -> bool {
+        given(self.global.api_key.as_ref()).is_some()
+    }
+
+    /// The `env` file, as far as it can be read.
+    fn env_file(&self) -> BTreeMap<String, String> {
+        read_env_file(&self.settings.dir.value.join("env")).unwrap_or_default()
+    }
+
+    /// The person who is signed in to the deployment, if one is.
+    ///
+    /// # Errors
+    /// Where the sign-in has expired, or the file that holds it is unreadable.
+    pub fn person_if_any(&self) -> anyhow::Result<Option<Person>> {
+        let base_url = self.base_url()?;
+        let Some(login) = self.credentials.get(&base_url)? else { return Ok(None) };
+        Person::new(base_url, login.in_force()?, self.credentials.clone()).map(Some)
+    }
+
+    /// The person who is signed in to the deployment.
+    ///
+    /// # Errors
+    /// Where nobody is, with how to sign in; else as [`Context::person_if_any`].
+    pub fn person(&self) -> anyhow::Result<Person> {
+        if let Some(person) = self.person_if_any()? {
+            return Ok(person);
+        }
+        let others = self.credentials.base_urls()?;
+        let elsewhere =
+            if others.is_empty() { String::new() } else { format!(" (but to {})", others.join(", ")) };
+        anyhow::bail!(Hinted::new(
+            format!("this needs a person, and nobody is signed in to {}{elsewhere}", self.base_url()?),
+            "sign in with `wrenn login`; --base-url or WRENN_BASE_URL names another deployment",
+        ))
     }
 
     /// Whether a person watches standard output.
@@ -82,29 +150,47 @@ impl Context {
     }
 }
 
-fn credentials(global: &GlobalArgs, settings: &Settings) -> anyhow::Result<Credentials> {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    let (base_url, api_key) = (given(&global.base_url), given(&global.api_key));
+fn given(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
+}
+
+fn base_url(global: &GlobalArgs, settings: &Settings, env: &BTreeMap<String, String>) -> String {
+    given(global.base_url.as_ref())
+        .or_else(|| env.get("WRENN_BASE_URL").cloned())
+        .unwrap_or_else(|| local_url(settings.listen.value))
+}
+
+fn access(
+    global: &GlobalArgs,
+    settings: &Settings,
+    credentials: &Credentials,
+) -> anyhow::Result<(String, Credential)> {
     let path = settings.dir.value.join("env");
-    let stored = match (read_env_file(&path), &api_key) {
-        (Ok(stored), _) => stored,
-        // With a key given, an unreadable file is nobody's concern.
-        (Err(_), Some(_)) => BTreeMap::new(),
-        (Err(error), None) => return Err(error),
+    // With another credential at hand, an unreadable file is nobody's concern.
+    let (env, unreadable) = match read_env_file(&path) {
+        Ok(env) => (env, None),
+        Err(error) => (BTreeMap::new(), Some(error)),
     };
-    let from_file = |name: &str| stored.get(name).cloned();
-    let Some(api_key) = api_key.or_else(|| from_file("WRENN_API_KEY")) else {
-        anyhow::bail!(output::Hinted::new(
+    let base_url = base_url(global, settings, &env);
+    if let Some(key) = given(global.api_key.as_ref()) {
+        return Ok((base_url, Credential::Key(key)));
+    }
+    if let Some(login) = credentials.get(&normalise_base_url(&base_url)?)? {
+        return Ok((base_url, Credential::Login(login.in_force()?)));
+    }
+    if let Some(error) = unreadable {
+        return Err(error);
+    }
+    let Some(key) = env.get("WRENN_API_KEY").cloned() else {
+        anyhow::bail!(Hinted::new(
             format!(
-                "no API key: neither --api-key nor WRENN_API_KEY is set, and {} has none",
+                "no API key: neither --api-key nor WRENN_API_KEY is set, nobody is signed in to {base_url}, and {} has none",
                 path.display()
             ),
-            "start the platform with `wrenn up`, which writes that file, or set WRENN_API_KEY",
+            "start the platform with `wrenn up`, which writes that file, sign in with `wrenn login`, or set WRENN_API_KEY",
         ));
     };
-    let base_url =
-        base_url.or_else(|| from_file("WRENN_BASE_URL")).unwrap_or_else(|| local_url(settings.listen.value));
-    Ok(Credentials { base_url, api_key })
+    Ok((base_url, Credential::Key(key)))
 }
 
 /// The assignments of an `env` file; none where there is no file.
@@ -116,9 +202,9 @@ pub fn read_env_file(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            anyhow::bail!(output::Hinted::new(
+            anyhow::bail!(Hinted::new(
                 format!("{} may not be read by this user", path.display()),
-                "run the command as root, or set WRENN_API_KEY and WRENN_BASE_URL",
+                "sign in with `wrenn login`, run the command as root, or set WRENN_API_KEY and WRENN_BASE_URL",
             ));
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -139,56 +225,4 @@ pub fn local_url(listen: SocketAddr) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Given, SettingFlags};
-
-    fn resolve(
-        env_file: Option<&str>,
-        base_url: Option<&str>,
-        api_key: Option<&str>,
-    ) -> anyhow::Result<Credentials> {
-        let dir = tempfile::tempdir().unwrap();
-        if let Some(text) = env_file {
-            std::fs::write(dir.path().join("env"), text).unwrap();
-        }
-        let config = dir.path().join("wrenn.toml");
-        std::fs::write(&config, "listen = \"0.0.0.0:9\"").unwrap();
-        let flags = SettingFlags::default();
-        let given = Given { config: Some(&config), dir: dir.path().to_str(), flags: &flags };
-        let settings = Settings::load(given).unwrap();
-        let global = GlobalArgs {
-            config: None,
-            dir: None,
-            api_key: api_key.map(str::to_owned),
-            base_url: base_url.map(str::to_owned),
-            json: false,
-        };
-        credentials(&global, &settings)
-    }
-
-    #[test]
-    fn what_is_given_beats_the_env_file_and_the_env_file_beats_the_listener() {
-        let file = "WRENN_API_KEY=wrn_f\nWRENN_BASE_URL='http://f'\n";
-        let both = resolve(Some(file), Some("http://a"), Some("wrn_a")).unwrap();
-        assert_eq!((both.base_url.as_str(), both.api_key.as_str()), ("http://a", "wrn_a"));
-        let stored = resolve(Some(file), None, Some("")).unwrap();
-        assert_eq!((stored.base_url.as_str(), stored.api_key.as_str()), ("http://f", "wrn_f"));
-        let local = resolve(None, None, Some("wrn_a")).unwrap();
-        assert_eq!(local.base_url, "http://127.0.0.1:9");
-    }
-
-    #[test]
-    fn without_a_key_the_error_names_the_places_and_the_cure() {
-        let Err(error) = resolve(None, Some("http://a"), None) else { panic!("no error") };
-        assert!(error.to_string().contains("/env has none"), "{error}");
-        assert!(output::hint(&error).is_some_and(|hint| hint.contains("wrenn up")));
-        assert!(resolve(Some("what is this"), None, None).is_err());
-    }
-
-    #[test]
-    fn a_listener_on_all_addresses_is_reached_on_loopback() {
-        assert_eq!(local_url("[::]:80".parse().unwrap()), "http://[::1]:80");
-        assert_eq!(local_url("10.0.0.1:80".parse().unwrap()), "http://10.0.0.1:80");
-    }
-}
+mod tests;

@@ -1,26 +1,38 @@
 //! `wrenn`: a platform that runs untrusted code in microVMs, all its roles and its command line in one program.
 
+pub mod account;
+pub mod admin;
+pub mod audit;
 pub mod capsule;
 pub mod completion;
 pub mod config;
 pub mod context;
+pub mod credentials;
 pub mod envfile;
+pub mod keys;
 pub mod ops;
 pub mod output;
+pub mod person;
+pub mod prompt;
+pub mod teams;
 pub mod template;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::account::{LoginArgs, LogoutArgs};
+use crate::admin::AdminCommand;
+use crate::audit::AuditArgs;
 use crate::capsule::CapsuleCommand;
 use crate::config::{Given, SettingFlags, Settings};
 use crate::context::{Context, GlobalArgs};
+use crate::keys::KeysArgs;
 use crate::ops::down::DownArgs;
-use crate::ops::keys::KeysCommand;
 use crate::ops::roles::{AgentArgs, ControlArgs};
 use crate::ops::up::UpArgs;
 use crate::output::StdoutClosed;
+use crate::teams::TeamsCommand;
 use crate::template::TemplateCommand;
 
 /// Run untrusted code in microVMs
@@ -55,9 +67,25 @@ enum Command {
     /// Make, list and delete what capsules are made from
     #[command(subcommand, visible_alias = "t")]
     Template(TemplateCommand),
-    /// Make, list and revoke API keys, on the machine that runs the platform
+    /// Sign in, for everything that needs a person
+    Login(LoginArgs),
+    /// Forget the sign-in
+    Logout(LogoutArgs),
+    /// Show who is signed in, and in which team
+    Whoami,
+    /// Make, list and revoke API keys
+    ///
+    /// Whoever is signed in to the deployment (`wrenn login`) does so through the API, in the team of the sign-in. Where
+    /// nobody is, and with --local, it is done on the database of the machine that runs the platform, in its default team.
+    Keys(KeysArgs),
+    /// Make, use and look after teams
+    #[command(subcommand, visible_alias = "team")]
+    Teams(TeamsCommand),
+    /// Show who did what in the team
+    Audit(AuditArgs),
+    /// Run the platform: its users, teams and templates
     #[command(subcommand)]
-    Keys(KeysCommand),
+    Admin(AdminCommand),
     /// Run the control plane alone
     ControlPlane {
         /// What only the control plane needs
@@ -126,7 +154,13 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Completion { shell } => return completion::run(*shell, Cli::command()),
         Command::Capsule(_)
         | Command::Template(_)
+        | Command::Login(_)
+        | Command::Logout(_)
+        | Command::Whoami
         | Command::Keys(_)
+        | Command::Teams(_)
+        | Command::Audit(_)
+        | Command::Admin(_)
         | Command::Down(_)
         | Command::Status => &no_flags,
     };
@@ -136,26 +170,32 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
         Command::Capsule(command) => capsule::run(command, &context).await,
         Command::Template(command) => template::run(command, &context).await,
-        Command::Keys(command) => ops::keys::run(settings, command, context.json).await,
+        Command::Login(args) => account::login(args, &context).await,
+        Command::Logout(args) => account::logout(&args, &context),
+        Command::Whoami => account::whoami(&context).await.map_err(person::explain),
+        Command::Keys(args) => keys::run(args, &context).await.map_err(person::explain),
+        Command::Teams(command) => teams::run(command, &context).await.map_err(person::explain),
+        Command::Audit(args) => audit::run(args, &context).await.map_err(person::explain),
+        Command::Admin(command) => admin::run(command, &context).await.map_err(person::explain),
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),
         Command::Settings(_) | Command::Completion { .. } => {
             config::show(settings, context.json, context.colour)
         }
         Command::Up { args, .. } => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, Some("up"))?;
             ops::up::run(settings, &args).await
         }
         Command::Down(args) => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, None)?;
             ops::down::run(settings, &args).await
         }
         Command::ControlPlane { args, .. } => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, Some("control-plane"))?;
             ops::roles::control_plane(settings, &args).await
         }
         Command::Agent { args, .. } => {
-            ops::logging::start(settings)?;
+            ops::logging::start(settings, Some("agent"))?;
             ops::roles::agent(settings, &args).await
         }
     }

@@ -195,7 +195,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     let text = match (client, client.code()) {
         (ClientError::Unreachable { .. }, _) => "is the platform running? start it with `wrenn up`",
         (_, Some("unauthorized")) => {
-            "check the API key: --api-key, WRENN_API_KEY, or the `env` file of the data directory"
+            "sign in again with `wrenn login`, or check the API key: --api-key, WRENN_API_KEY, or the `env` file of the data directory"
         }
         (_, Some("host_unavailable")) => {
             "no host has room or is online; `wrenn doctor` and `wrenn capsule ls` show what is in use"

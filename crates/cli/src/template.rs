@@ -1,7 +1,7 @@
 //! `wrenn template …`: what capsules are made from.
 
 mod create;
-mod list;
+pub(crate) mod list;
 mod rm;
 
 use clap::Subcommand;

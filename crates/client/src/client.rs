@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ use wrenn_core::CapsuleId;
 use crate::error::{ApiError, Error};
 
 /// Deadline of a plain request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Deadline of a TCP and TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses before the second and the third attempt of an idempotent request.
@@ -22,7 +22,7 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_
 /// Characters that stand for themselves in a path segment (RFC 3986, `unreserved`).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A client of one deployment with one API key. Cheap to clone; clones share their connections.
+/// A client of one deployment with one credential: an API key, or the token of a person who signed in. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -36,20 +36,42 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client of the API at `base_url`, with or without a path prefix such as `/api`. Nothing is sent yet.
+    /// A client of the API at `base_url`, with or without a path prefix such as `/api`, that speaks for the team of an
+    /// API key. Nothing is sent yet.
     ///
     /// # Errors
     /// [`Error::BaseUrl`] and [`Error::ApiKey`] for unusable arguments, [`Error::Setup`] where the system's
     /// certificate authorities cannot be loaded for an `https` URL.
     pub fn new(base_url: &str, api_key: &str) -> Result<Self, Error> {
+        let key = HeaderValue::from_str(api_key).map_err(|_| Error::ApiKey)?;
+        Self::build(base_url, Some((HeaderName::from_static("x-api-key"), key)))
+    }
+
+    /// [`Client::new`] for a person, with the token that [`Client::login`] gives.
+    ///
+    /// # Errors
+    /// [`Error::BaseUrl`] and [`Error::Token`] for unusable arguments, [`Error::Setup`] as with [`Client::new`].
+    pub fn with_token(base_url: &str, token: &str) -> Result<Self, Error> {
+        let bearer = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| Error::Token)?;
+        Self::build(base_url, Some((AUTHORIZATION, bearer)))
+    }
+
+    /// [`Client::new`] without a credential, for [`Client::login`], [`Client::signup`] and [`Client::activate`].
+    ///
+    /// # Errors
+    /// [`Error::BaseUrl`] and [`Error::Setup`] as with [`Client::new`].
+    pub fn anonymous(base_url: &str) -> Result<Self, Error> {
+        Self::build(base_url, None)
+    }
+
+    fn build(base_url: &str, credential: Option<(HeaderName, HeaderValue)>) -> Result<Self, Error> {
         let base_url = normalise(base_url)?;
-        let mut key = HeaderValue::from_str(api_key).map_err(|_| Error::ApiKey)?;
-        key.set_sensitive(true);
+        let credential = credential.map(|(name, mut value)| {
+            value.set_sensitive(true);
+            (name, value)
+        });
         let mut builder = reqwest::Client::builder()
-            .default_headers(HeaderMap::from_iter([(
-                reqwest::header::HeaderName::from_static("x-api-key"),
-                key,
-            )]))
+            .default_headers(HeaderMap::from_iter(credential))
             .user_agent(concat!("wrenn-client/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -111,6 +133,16 @@ impl Client {
         self.send(request.timeout(deadline.unwrap_or(REQUEST_TIMEOUT))).await
     }
 
+    /// A JSON body by any method with a deadline, sent once.
+    pub(crate) async fn submit(
+        &self,
+        method: Method,
+        url: &str,
+        body: &impl Serialize,
+    ) -> Result<Response, Error> {
+        self.send(self.request(method, url).json(body).timeout(REQUEST_TIMEOUT)).await
+    }
+
     /// Sends once; every status other than success is an [`Error::Api`].
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
         check(request.send().await.map_err(|e| self.transport(e))?).await
@@ -139,7 +171,12 @@ pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-fn normalise(base_url: &str) -> Result<String, Error> {
+/// A base URL as [`Client::base_url`] gives it: the same for all ways to write it with or without spaces around it and a
+/// slash at its end.
+///
+/// # Errors
+/// [`Error::BaseUrl`] for what is no `http` or `https` URL, or has a query.
+pub fn normalise(base_url: &str) -> Result<String, Error> {
     let refuse = |reason: &str| Error::BaseUrl { url: base_url.to_owned(), reason: reason.to_owned() };
     let url = Url::parse(base_url.trim()).map_err(|e| refuse(&e.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -190,6 +227,7 @@ mod tests {
         assert!(matches!(Client::new("http://h", "a\nb"), Err(Error::ApiKey)));
         let client = Client::new("http://h", "wrn_secret").unwrap();
         assert!(!format!("{client:?}").contains("secret"));
+        assert!(matches!(Client::with_token("http://h", "a\nb"), Err(Error::Token)));
     }
 
     #[test]

@@ -50,6 +50,9 @@ pub enum Error {
     /// The API key holds characters that no header may carry.
     #[error("the API key holds characters that a key cannot have; it looks like `wrn_` and 32 hex digits")]
     ApiKey,
+    /// The token holds characters that no header may carry.
+    #[error("the token holds characters that a token cannot have; sign in again")]
+    Token,
     /// The HTTP stack could not be set up.
     #[error("cannot set up the HTTP client")]
     Setup(#[source] reqwest::Error),

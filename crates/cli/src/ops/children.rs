@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
@@ -53,8 +53,13 @@ impl Role {
         command.arg(self.name).args(&self.args).envs(self.env.iter().cloned());
         // Its own group, so that a Ctrl-C meant for the supervisor does not stop it out of turn.
         command.process_group(0);
-        // SAFETY: the closure makes one system call and neither allocates nor takes locks.
-        unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into)) };
+        // SAFETY: the closure makes two system calls and neither allocates nor takes locks.
+        unsafe {
+            command.pre_exec(|| {
+                ignore_hangups()?;
+                Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)
+            });
+        }
         let child = command.spawn().with_context(|| format!("cannot start the role `{}`", self.name))?;
         self.child = Some(child);
         self.started = Instant::now();
@@ -86,6 +91,13 @@ impl Role {
         Ok(())
     }
 
+    /// Tells it to open its log file anew.
+    pub fn hang_up(&self) {
+        if let Some(child) = &self.child {
+            signal(child, Signal::SIGHUP);
+        }
+    }
+
     /// Asks it to end and waits; after `limit` it is killed.
     pub fn stop(mut self, limit: Duration) {
         let Some(mut child) = self.child.take() else { return };
@@ -111,6 +123,17 @@ impl Drop for Role {
             let _status = child.wait();
         }
     }
+}
+
+/// Between fork and exec: lets SIGHUP pass by until the new program handles it itself, which it does before it opens its
+/// log file, so that nothing is missed.
+///
+/// # Errors
+/// What the system says.
+pub fn ignore_hangups() -> std::io::Result<()> {
+    // SAFETY: ignoring a signal runs no code of ours when it arrives.
+    unsafe { nix::sys::signal::signal(Signal::SIGHUP, SigHandler::SigIgn) }?;
+    Ok(())
 }
 
 fn signal(child: &Child, signal: Signal) {

@@ -1,30 +1,12 @@
-//! `wrenn keys`: API keys, on the machine that runs the platform.
+//! `wrenn keys` on the database of the machine that runs the platform, where no person is signed in.
 
 use anyhow::Context;
 use wrenn_control::{Store, admin};
-use wrenn_core::ApiKeyId;
 
 use super::postgres::Cluster;
 use crate::config::Settings;
+use crate::keys::{KeyRow, KeysCommand, table};
 use crate::output;
-
-/// What to do with API keys.
-#[derive(Debug, Clone, clap::Subcommand)]
-pub enum KeysCommand {
-    /// Make a key; it is shown once
-    Create {
-        /// What the key is for
-        #[arg(default_value = "Unnamed API Key")]
-        name: String,
-    },
-    /// List the keys, without their secrets
-    Ls,
-    /// Revoke a key
-    Rm {
-        /// The key's id (`key-…`)
-        id: ApiKeyId,
-    },
-}
 
 /// Runs one of the commands against the deployment's database.
 ///
@@ -73,13 +55,12 @@ async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
             .collect();
         return output::json(&rows);
     }
-    let rows = keys
-        .into_iter()
-        .map(|key| {
-            let used = key.last_used.map_or_else(|| "never".to_owned(), wrenn_core::timestamp::format);
-            let created = wrenn_core::timestamp::format(key.created_at);
-            vec![key.id.to_string(), key.name, format!("{}…", key.prefix), created, used]
-        })
-        .collect();
-    output::line(&output::table(&["ID", "NAME", "PREFIX", "CREATED", "LAST USED"], rows, false))
+    let rows = keys.into_iter().map(|key| KeyRow {
+        id: key.id,
+        name: key.name,
+        prefix: key.prefix,
+        created_at: key.created_at,
+        last_used: key.last_used,
+    });
+    output::line(&table(rows))
 }

@@ -8,7 +8,6 @@
 //!
 //! Everything is spawned from the main thread, because the kernel ends a child with the thread that started it.
 
-use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -18,20 +17,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use time::OffsetDateTime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 use wrenn_control::admin::{self, HostState};
 use wrenn_control::store::HostStatus;
 use wrenn_control::{Store, hosts};
 
-use super::children::Role;
+use super::children::{self, Role};
 use super::doctor;
+use super::logging;
 use super::postgres::{Cluster, Server};
 use super::process::{DirLock, ProcessId, RunFile};
 use super::roles;
 use super::secrets::Secrets;
 use crate::config::{Settings, Source};
 use crate::context::{self, local_url};
+use crate::output;
 
 /// How often children are looked after.
 const TEND: Duration = Duration::from_millis(50);
@@ -96,13 +97,17 @@ fn prepare_directory(dir: &Path) -> anyhow::Result<()> {
 
 /// Leaves a supervisor behind and waits until it says that everything is up.
 async fn detach(dir: &Path) -> anyhow::Result<u8> {
-    let log_path = dir.join("logs").join("wrenn.log");
-    let log = File::options().create(true).append(true).open(&log_path)?;
+    let (log_path, log) = logging::open(dir)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1).filter(|arg| arg != "--detach")).arg("--background");
     command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // SAFETY: the closure makes one system call and neither allocates nor takes locks.
-    unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+    // SAFETY: the closure makes two system calls and neither allocates nor takes locks.
+    unsafe {
+        command.pre_exec(|| {
+            children::ignore_hangups()?;
+            Ok(nix::unistd::setsid().map(drop)?)
+        });
+    }
     let mut child = command.spawn().context("cannot leave a supervisor behind")?;
     let limit = Instant::now() + READY_LIMIT;
     while Instant::now() < limit {
@@ -134,6 +139,8 @@ struct Platform {
     cluster: Option<(Cluster, Server)>,
     control: Role,
     agent: Role,
+    /// Tells when the log file was moved away.
+    hangup: Signal,
     /// When the database had last heard of this host before it was started: a platform that was just stopped still counts
     /// as online.
     heard_before: Option<OffsetDateTime>,
@@ -175,7 +182,7 @@ async fn run_platform(
                 READY_LIMIT.as_secs()
             );
         }
-        tokio::time::sleep(TEND).await;
+        platform.rest().await;
     }
     run_file.ready = true;
     run_file.write(dir)?;
@@ -184,7 +191,7 @@ async fn run_platform(
     }
     loop {
         platform.tend()?;
-        tokio::time::sleep(TEND).await;
+        platform.rest().await;
     }
 }
 
@@ -220,9 +227,10 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
     if let Some(token) = token {
         agent_env.push(("WRENN_REGISTRATION_TOKEN".to_owned(), token));
     }
+    let hangup = signal(SignalKind::hangup())?;
     let control = Role::start("control-plane", Vec::new(), control_env)?;
     let agent = Role::start("agent", Vec::new(), agent_env)?;
-    Ok(Platform { store, cluster, control, agent, heard_before })
+    Ok(Platform { store, cluster, control, agent, hangup, heard_before })
 }
 
 fn is_emulated(settings: &Settings) -> bool {
@@ -290,6 +298,17 @@ impl Platform {
         self.control.tend()?;
         self.agent.tend()
     }
+
+    /// The pause between two looks, or shorter where a SIGHUP has to be passed on to the roles.
+    async fn rest(&mut self) {
+        tokio::select! {
+            () = tokio::time::sleep(TEND) => {}
+            _ = self.hangup.recv() => {
+                self.control.hang_up();
+                self.agent.hang_up();
+            }
+        }
+    }
 }
 
 /// Stops everything in the reverse order, and says what goes on.
@@ -302,9 +321,9 @@ fn stop(platform: Platform, dir: &Path) {
     }
     let left = super::down::running_capsules(dir);
     if left > 0 {
-        eprintln!(
+        output::say(&format!(
             "{left} capsule(s) keep running; `wrenn up` takes them over, `wrenn down --destroy-capsules` removes them."
-        );
+        ));
     }
 }
 

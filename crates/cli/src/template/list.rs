@@ -64,7 +64,8 @@ pub(super) fn template_table(templates: &[Template], colour: bool) -> String {
     output::table(&header, templates.iter().map(row).collect(), colour)
 }
 
-fn size(bytes: u64) -> String {
+/// Bytes as the tables show them.
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0 => "-".to_owned(),
         bytes => format!("{} MiB", bytes.div_ceil(1 << 20)),

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
 
+mod people;
+mod people_stub;
 mod stub;
 
 use std::fs;
@@ -298,7 +300,9 @@ fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&wrenn(&["completion", shell]).output().unwrap());
         assert!(
-            ["capsule", "shell", "pause", "fork", "template"].iter().all(|word| script.contains(word)),
+            ["capsule", "shell", "pause", "fork", "template", "login", "teams", "whoami", "byoc"]
+                .iter()
+                .all(|word| script.contains(word)),
             "{shell}"
         );
     }

@@ -1,0 +1,60 @@
+//! `wrenn admin …`: running the platform.
+
+mod teams;
+mod templates;
+mod users;
+
+use clap::{Args, Subcommand};
+use wrenn_client::Page;
+
+use crate::audit::{self, AuditArgs, Log};
+use crate::context::Context;
+use crate::output;
+
+/// Commands for those who run the platform.
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// List users, shut them out, let them in, and say who runs the platform
+    #[command(subcommand)]
+    Users(users::UsersCommand),
+    /// List and delete teams, and let them bring hosts of their own
+    #[command(subcommand)]
+    Teams(teams::TeamsCommand),
+    /// List the templates of all teams, and delete the platform's
+    #[command(subcommand)]
+    Templates(templates::TemplatesCommand),
+    /// Show who did what to the platform
+    Audit(AuditArgs),
+}
+
+/// Which part of a long list.
+#[derive(Debug, Args)]
+pub struct PageArgs {
+    /// Which page of the list
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    page: u32,
+}
+
+/// Runs a command and returns the exit code of the program.
+///
+/// # Errors
+/// What [`crate::output::report`] shows; [`crate::output::StdoutClosed`] is no failure.
+pub async fn run(command: AdminCommand, ctx: &Context) -> anyhow::Result<u8> {
+    match command {
+        AdminCommand::Users(command) => users::run(command, ctx).await,
+        AdminCommand::Teams(command) => teams::run(command, ctx).await,
+        AdminCommand::Templates(command) => templates::run(command, ctx).await,
+        AdminCommand::Audit(args) => {
+            let client = ctx.person()?.client;
+            audit::show(&client, args, Log::Platform, ctx).await
+        }
+    }
+}
+
+/// Says on standard error that a list goes on.
+fn tell_of_more<T>(page: &Page<T>) {
+    if page.page < page.total_pages {
+        let (at, last, total) = (page.page, page.total_pages, page.total);
+        output::say(&format!("page {at} of {last} ({total} in all); --page {} shows the next", at + 1));
+    }
+}
