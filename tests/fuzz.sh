@@ -33,7 +33,7 @@ run() {
 run control-plane 2>"$work/log" &
 plane=$!
 for _ in $(seq 100); do curl -fs "$url/health" >/dev/null && break || sleep 0.2; done
-WRENN_ADMIN_PASSWORD=correct-horse run admin create-user --local fuzz@example.com --admin >/dev/null
+run admin create-user fuzz@example.com --admin <<<correct-horse >/dev/null
 key=$(run keys create --local fuzz)
 sign_in() {
   curl -fs "$url/v1/auth/login" -H 'Content-Type: application/json' \

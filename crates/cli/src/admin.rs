@@ -9,6 +9,7 @@ use wrenn_client::Page;
 
 use crate::audit::{self, AuditArgs, Log};
 use crate::context::Context;
+use crate::ops::people::{self, CreateUserArgs, SecretsCommand};
 use crate::output;
 
 /// Commands for those who run the platform.
@@ -25,6 +26,11 @@ pub enum AdminCommand {
     Templates(templates::TemplatesCommand),
     /// Show who did what to the platform
     Audit(AuditArgs),
+    /// Make an account without any mail, on the machine that runs the platform; the password is asked for
+    CreateUser(CreateUserArgs),
+    /// Replace the key that seals secrets in the database, on the machine that runs the platform
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
 }
 
 /// Which part of a long list.
@@ -48,6 +54,8 @@ pub async fn run(command: AdminCommand, ctx: &Context) -> anyhow::Result<u8> {
             let client = ctx.person()?.client;
             audit::show(&client, args, Log::Platform, ctx).await
         }
+        AdminCommand::CreateUser(args) => people::create_user(&ctx.settings, args, ctx.json).await,
+        AdminCommand::Secrets(command) => people::secrets(&ctx.settings, command, ctx.json).await,
     }
 }
 

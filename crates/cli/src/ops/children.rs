@@ -51,6 +51,8 @@ impl Role {
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
         let mut command = Command::new(binary);
         command.arg(self.name).args(&self.args).envs(self.env.iter().cloned());
+        // What only the supervisor acts on.
+        command.env_remove("WRENN_ADMIN_PASSWORD");
         // Its own group, so that a Ctrl-C meant for the supervisor does not stop it out of turn.
         command.process_group(0);
         // SAFETY: the closure makes two system calls and neither allocates nor takes locks.

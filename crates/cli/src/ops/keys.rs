@@ -1,9 +1,8 @@
 //! `wrenn keys` on the database of the machine that runs the platform, where no person is signed in.
 
-use anyhow::Context;
 use wrenn_control::{Store, admin};
 
-use super::postgres::Cluster;
+use super::people;
 use crate::config::Settings;
 use crate::keys::{KeyRow, KeysCommand, table};
 use crate::output;
@@ -13,13 +12,7 @@ use crate::output;
 /// # Errors
 /// Where the database cannot be reached or refuses.
 pub async fn run(settings: &Settings, command: KeysCommand, json: bool) -> anyhow::Result<u8> {
-    let url = match &settings.database_url.value {
-        Some(given) => given.expose().to_owned(),
-        None => Cluster::open(&settings.dir.value)?.url()?,
-    };
-    let store = Store::connect(&url)
-        .await
-        .context("cannot reach the database; is the platform running? start it with `wrenn up`")?;
+    let store = people::store(settings).await?;
     match command {
         KeysCommand::Create { name } => create(&store, &name, json).await?,
         KeysCommand::Ls => list(&store, json).await?,

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod down;
 pub mod keys;
 pub mod logging;
+pub mod people;
 pub mod postgres;
 pub mod process;
 pub mod roles;

@@ -28,6 +28,7 @@ use super::doctor;
 use super::logging;
 use super::postgres::{Cluster, Server};
 use super::process::{DirLock, ProcessId, RunFile};
+use super::people;
 use super::roles;
 use super::secrets::Secrets;
 use crate::config::{Settings, Source};
@@ -83,7 +84,7 @@ pub async fn run(settings: &Settings, args: &UpArgs) -> anyhow::Result<u8> {
     let progress = |line: &str| eprintln!("==> {line}");
     wrenn_agent::images::ensure_with_progress(&roles::agent_config(settings, None)?, &progress)
         .context("cannot make the base images")?;
-    if args.detach { detach(&dir).await } else { supervise(settings, &dir, args.background).await }
+    if args.detach { detach(&dir).await } else { supervise(settings, &dir, args).await }
 }
 
 fn prepare_directory(dir: &Path) -> anyhow::Result<()> {
@@ -146,7 +147,7 @@ struct Platform {
     heard_before: Option<OffsetDateTime>,
 }
 
-async fn supervise(settings: &Settings, dir: &Path, background: bool) -> anyhow::Result<u8> {
+async fn supervise(settings: &Settings, dir: &Path, args: &UpArgs) -> anyhow::Result<u8> {
     let Some(_lock) = DirLock::take(dir)? else {
         bail!("another `wrenn up` is starting in {}; wait for it or stop it", dir.display());
     };
@@ -155,9 +156,9 @@ async fn supervise(settings: &Settings, dir: &Path, background: bool) -> anyhow:
     let url = local_url(settings.listen.value);
     let mut run_file = RunFile { process: ProcessId::own()?, url: url.clone(), ready: false };
     run_file.write(dir)?;
-    let mut platform = start(settings, dir, &url).await?;
+    let mut platform = start(settings, dir, &url, args).await?;
     let outcome = tokio::select! {
-        outcome = run_platform(&mut platform, &mut run_file, dir, &url, background) => outcome,
+        outcome = run_platform(&mut platform, &mut run_file, dir, &url, args.background) => outcome,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     };
@@ -195,7 +196,7 @@ async fn run_platform(
     }
 }
 
-async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Platform> {
+async fn start(settings: &Settings, dir: &Path, url: &str, args: &UpArgs) -> anyhow::Result<Platform> {
     let cluster = match &settings.database_url.value {
         Some(_) => None,
         None => {
@@ -212,6 +213,9 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
     let secrets = Secrets::open_or_create(dir)?;
     let store = Store::connect(&database_url).await.context("cannot reach the database")?;
     let token = bootstrap(&store, dir, url).await?;
+    if let Some(email) = &args.admin_email {
+        people::ensure_admin(&store, dir, email, args.admin_password.as_deref()).await?;
+    }
     let heard_before = local_host(&store, dir).await?.and_then(|host| host.last_heard);
     let mut env = settings.to_env();
     env.push(("DATABASE_URL".to_owned(), database_url));
@@ -221,6 +225,10 @@ async fn start(settings: &Settings, dir: &Path, url: &str) -> anyhow::Result<Pla
         control_env.push(("WRENN_SETTLE_MS".to_owned(), EMULATED_SETTLE.as_millis().to_string()));
     }
     control_env.push(("WRENN_JWT_SECRET".to_owned(), secrets.jwt_secret));
+    if std::env::var_os("WRENN_SECRETS_KEY").is_none() {
+        control_env.push(("WRENN_SECRETS_KEY".to_owned(), secrets.secrets_key));
+        control_env.push(("WRENN_SECRETS_KEYS_OLD".to_owned(), secrets.old_secrets_keys.join(",")));
+    }
     let mut agent_env = env;
     agent_env.retain(|(name, _)| name != "DATABASE_URL");
     agent_env.push(("WRENN_CONTROL_URL".to_owned(), url.to_owned()));
@@ -332,11 +340,13 @@ fn print_banner(dir: &Path, url: &str, stop_with: Option<&str>) {
     let env = context::read_env_file(&env_path).unwrap_or_default();
     let key = env.get("WRENN_API_KEY").map_or("", String::as_str);
     let mut out = std::io::stdout().lock();
+    let password = dir.join(people::PASSWORD_FILE);
+    let password = if password.exists() { format!("\n  Administrator  password in {}", password.display()) } else { String::new() };
     let stop = stop_with.map(|how| format!("\n  Stop with      {how}")).unwrap_or_default();
     // Nobody may be reading; the platform runs all the same.
     let _closed = writeln!(
         out,
-        "\nWrenn is up.\n\n  API            {url}\n  API docs       {url}/docs\n  API key        {key}\n  Environment    {env}{stop}\n\nTry it:\n\n  set -a; . {env}; set +a\n  id=$({wrenn} capsule create -q) && {wrenn} capsule exec \"$id\" -- uname -a\n",
+        "\nWrenn is up.\n\n  API            {url}\n  API docs       {url}/docs\n  API key        {key}\n  Environment    {env}{password}{stop}\n\nTry it:\n\n  set -a; . {env}; set +a\n  id=$({wrenn} capsule create -q) && {wrenn} capsule exec \"$id\" -- uname -a\n",
         env = env_path.display(),
         wrenn = program_name(),
     );

@@ -139,7 +139,8 @@ pub(super) async fn create(
     Json(body): Json<CreateSnapshot>,
 ) -> Result<Response, ApiError> {
     let id = body.sandbox_id.ok_or_else(|| ApiError::invalid("sandbox_id is missing"))?;
-    let request = SnapshotRequest { capsule: id.parse()?, name: body.name, overwrite: how.overwrite };
+    let capsule = id.parse().map_err(|error| ApiError::invalid(format!("sandbox_id: {error}")))?;
+    let request = SnapshotRequest { capsule, name: body.name, overwrite: how.overwrite };
     let (outcome, name) = capsules::snapshot(&app, &caller, request).await?;
     let (status, row) = match outcome {
         Outcome::Settled(row) => (StatusCode::CREATED, row),

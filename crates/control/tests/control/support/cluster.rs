@@ -1,6 +1,6 @@
 //! A PostgreSQL server for one test process: own data directory, unix socket only, gone with the process.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -18,17 +18,9 @@ pub struct Cluster {
 impl Cluster {
     /// Makes and starts a server. Call it on the thread that runs the test: the server dies with that thread.
     pub async fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("wrenn-pg-").tempdir().unwrap();
-        if is_root() {
-            assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().unwrap().success());
-        }
-        let made = as_postgres(&format!("{BIN}/initdb"), dir.path())
-            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N", "-D"])
-            .arg(dir.path().join("data"))
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(made.success(), "initdb failed");
+        let dir = directory();
+        let copied = Command::new("cp").arg("-a").arg(template()).arg(dir.path().join("data")).status().unwrap();
+        assert!(copied.success(), "cannot copy a data directory");
         let mut cluster = Self { dir, server: None };
         cluster.resume().await;
         cluster
@@ -89,6 +81,39 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A directory that the server may use.
+fn directory() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("wrenn-pg-").tempdir().unwrap();
+    if is_root() {
+        assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().unwrap().success());
+    }
+    dir
+}
+
+/// A data directory to copy: making one takes seconds, and every test has its own.
+fn template() -> PathBuf {
+    let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wrenn-control-postgres-15");
+    if template.exists() {
+        return template;
+    }
+    let dir = directory();
+    let made = as_postgres(&format!("{BIN}/initdb"), dir.path())
+        .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N", "-D"])
+        .arg(dir.path().join("data"))
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(made.success(), "initdb failed");
+    let own = template.with_extension(std::process::id().to_string());
+    let copied = Command::new("cp").arg("-a").arg(dir.path().join("data")).arg(&own).status().unwrap();
+    assert!(copied.success(), "cannot keep a data directory");
+    // Another test may have been faster; its directory is as good.
+    if std::fs::rename(&own, &template).is_err() {
+        std::fs::remove_dir_all(&own).unwrap();
+    }
+    template
 }
 
 fn is_root() -> bool {
