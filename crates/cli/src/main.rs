@@ -76,7 +76,8 @@ enum Command {
     /// Make, list and revoke API keys
     ///
     /// Whoever is signed in to the deployment (`wrenn login`) does so through the API, in the team of the sign-in. Where
-    /// nobody is, and with --local, it is done on the database of the machine that runs the platform, in its default team.
+    /// nobody is, and with --local, it is done on the database of the machine that runs the platform, in the team that
+    /// `wrenn up` made.
     Keys(KeysArgs),
     /// Make, use and look after teams
     #[command(subcommand, visible_alias = "team")]

@@ -93,15 +93,14 @@ pub fn find<'a, T>(teams: &'a [T], text: &str, names: impl Fn(&T) -> (&str, &str
 pub fn explain(error: anyhow::Error) -> anyhow::Error {
     let code =
         error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()).and_then(ClientError::code);
-    let hint = match code {
-        Some("unauthorized") => "the sign-in has ended; sign in again with `wrenn login`",
-        Some("forbidden") => {
-            "`wrenn whoami` shows who you are and in which team; `wrenn teams ls` shows your role in each"
+    match code {
+        Some("unauthorized") => {
+            let hint = "the sign-in has ended; sign in again with `wrenn login`";
+            Hinted::new(format!("{error:#}"), hint).into()
         }
-        Some("not_found") => return anyhow::anyhow!("{error:#}"),
-        _ => return error,
-    };
-    Hinted::new(format!("{error:#}"), hint).into()
+        Some("not_found") => anyhow::anyhow!("{error:#}"),
+        _ => error,
+    }
 }
 
 #[cfg(test)]
