@@ -19,8 +19,8 @@ const PAUSE_CEILING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Role {
     name: &'static str,
-    args: Vec<String>,
     env: Vec<(String, String)>,
+    without: &'static [&'static str],
     child: Option<Child>,
     started: Instant,
     restart_at: Option<Instant>,
@@ -28,16 +28,20 @@ pub struct Role {
 }
 
 impl Role {
-    /// Starts `wrenn <name> <args>` with `env` added. Must be called from a thread that lives as long as the role
-    /// should: the kernel ends the role with it.
+    /// Starts `wrenn <name>` with `env` added and what it is to be `without` taken out. Must be called from a thread that
+    /// lives as long as the role should: the kernel ends the role with it.
     ///
     /// # Errors
     /// Where the process cannot be started.
-    pub fn start(name: &'static str, args: Vec<String>, env: Vec<(String, String)>) -> anyhow::Result<Self> {
+    pub fn start(
+        name: &'static str,
+        env: Vec<(String, String)>,
+        without: &'static [&'static str],
+    ) -> anyhow::Result<Self> {
         let mut role = Self {
             name,
-            args,
             env,
+            without,
             child: None,
             started: Instant::now(),
             restart_at: None,
@@ -50,9 +54,10 @@ impl Role {
     fn spawn(&mut self) -> anyhow::Result<()> {
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
         let mut command = Command::new(binary);
-        command.arg(self.name).args(&self.args).envs(self.env.iter().cloned());
-        // What only the supervisor acts on.
-        command.env_remove("WRENN_ADMIN_PASSWORD");
+        command.arg(self.name).envs(self.env.iter().cloned());
+        for name in self.without {
+            command.env_remove(name);
+        }
         // Its own group, so that a Ctrl-C meant for the supervisor does not stop it out of turn.
         command.process_group(0);
         // SAFETY: the closure makes two system calls and neither allocates nor takes locks.

@@ -124,12 +124,14 @@ pub async fn secrets(settings: &Settings, command: SecretsCommand, json: bool) -
         SecretsCommand::Rotate => {
             if current.is_some() {
                 bail!(Hinted::new(
-                    "the key is given by WRENN_SECRETS_KEY, so it is not this command's to change",
+                    "the key is given by WRENN_SECRETS_KEY, so it is not this command's to change".to_owned(),
                     "set WRENN_SECRETS_KEY to a new key and WRENN_SECRETS_KEYS_OLD to the one until now",
                 ));
             }
             Secrets::open_or_create(&dir)?.rotate(&dir)?;
-            output::say("a new key seals from the next start of the control plane on; then run `wrenn admin secrets reseal`");
+            output::say(
+                "a new key seals from the next start of the control plane on; then run `wrenn admin secrets reseal`",
+            );
         }
         SecretsCommand::Reseal => {
             let keys = secret_keys(&dir, current.as_deref(), old.as_deref())?;
@@ -150,11 +152,10 @@ pub async fn secrets(settings: &Settings, command: SecretsCommand, json: bool) -
 
 fn hinted(error: Error) -> anyhow::Error {
     match error {
-        Error::Vault(error) => Hinted::new(
-            error.to_string(),
-            "give the key with which it was sealed in WRENN_SECRETS_KEYS_OLD",
-        )
-        .into(),
+        Error::Vault(error) => {
+            Hinted::new(error.to_string(), "give the key with which it was sealed in WRENN_SECRETS_KEYS_OLD")
+                .into()
+        }
         error => error.into(),
     }
 }

@@ -26,9 +26,9 @@ use wrenn_control::{Store, hosts};
 use super::children::{self, Role};
 use super::doctor;
 use super::logging;
+use super::people;
 use super::postgres::{Cluster, Server};
 use super::process::{DirLock, ProcessId, RunFile};
-use super::people;
 use super::roles;
 use super::secrets::Secrets;
 use crate::config::{Settings, Source};
@@ -46,6 +46,20 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const EMULATED_SETTLE: Duration = Duration::from_secs(20);
 /// File in the data directory that the CLI and shells read.
 const ENV_FILE: &str = "env";
+
+/// What only the supervisor acts on.
+const UP_ONLY: [&str; 1] = ["WRENN_ADMIN_PASSWORD"];
+/// What the agent, whose guests are not to be trusted, has no business with.
+const CONTROL_ONLY: [&str; 8] = [
+    "DATABASE_URL",
+    "WRENN_ADMIN_PASSWORD",
+    "WRENN_GITHUB_CLIENT_SECRET",
+    "WRENN_JWT_SECRET",
+    "WRENN_OIDC_CLIENT_SECRET",
+    "WRENN_SECRETS_KEY",
+    "WRENN_SECRETS_KEYS_OLD",
+    "WRENN_SMTP_URL",
+];
 
 /// Options of `wrenn up`.
 #[derive(Debug, Clone, clap::Args)]
@@ -230,14 +244,14 @@ async fn start(settings: &Settings, dir: &Path, url: &str, args: &UpArgs) -> any
         control_env.push(("WRENN_SECRETS_KEYS_OLD".to_owned(), secrets.old_secrets_keys.join(",")));
     }
     let mut agent_env = env;
-    agent_env.retain(|(name, _)| name != "DATABASE_URL");
+    agent_env.retain(|(name, _)| !CONTROL_ONLY.contains(&name.as_str()));
     agent_env.push(("WRENN_CONTROL_URL".to_owned(), url.to_owned()));
     if let Some(token) = token {
         agent_env.push(("WRENN_REGISTRATION_TOKEN".to_owned(), token));
     }
     let hangup = signal(SignalKind::hangup())?;
-    let control = Role::start("control-plane", Vec::new(), control_env)?;
-    let agent = Role::start("agent", Vec::new(), agent_env)?;
+    let control = Role::start("control-plane", control_env, &UP_ONLY)?;
+    let agent = Role::start("agent", agent_env, &CONTROL_ONLY)?;
     Ok(Platform { store, cluster, control, agent, hangup, heard_before })
 }
 
@@ -341,7 +355,11 @@ fn print_banner(dir: &Path, url: &str, stop_with: Option<&str>) {
     let key = env.get("WRENN_API_KEY").map_or("", String::as_str);
     let mut out = std::io::stdout().lock();
     let password = dir.join(people::PASSWORD_FILE);
-    let password = if password.exists() { format!("\n  Administrator  password in {}", password.display()) } else { String::new() };
+    let password = if password.exists() {
+        format!("\n  Administrator  password in {}", password.display())
+    } else {
+        String::new()
+    };
     let stop = stop_with.map(|how| format!("\n  Stop with      {how}")).unwrap_or_default();
     // Nobody may be reading; the platform runs all the same.
     let _closed = writeln!(
