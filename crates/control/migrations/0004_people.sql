@@ -20,6 +20,7 @@ create unique index users_email on users (email) where status <> 'deleted';
 -- Prefix search needs an order that is the same everywhere.
 create unique index users_search on users (email collate "C") where status = 'active';
 create index users_listed on users (created_at desc, id) where status <> 'deleted';
+create index users_inactive on users (created_at) where status = 'inactive';
 create index users_admins on users (id) where is_admin;
 create index users_purge on users (deleted_at) where status = 'deleted';
 
@@ -84,6 +85,7 @@ create unique index team_members_default on team_members (user_id) where is_defa
 create index team_members_user on team_members (user_id, joined_at, team_id);
 create index team_members_team on team_members (team_id, joined_at, user_id);
 
+update api_keys set name = left(name, 128) where char_length(name) > 128;
 alter table api_keys
     add constraint api_keys_creator foreign key (created_by) references users (id) on delete cascade,
     add constraint api_keys_name check (char_length(name) <= 128);
@@ -133,3 +135,4 @@ create table mails (
     expires_at timestamptz not null
 );
 create index mails_due on mails (due_at);
+create index mails_expired on mails (expires_at);

@@ -10,7 +10,7 @@ use crate::audit::Actor;
 use crate::auth::{Passwords, new_key};
 use crate::error::{Error, Result};
 use crate::secret;
-use crate::store::{HostStatus, KeyRow, NewUser, Store};
+use crate::store::{HostStatus, KeyRow, NewUser, Store, UserStatus};
 use crate::vault::{SecretKeys, Vault};
 
 const LOCAL_TEAM: &str = "default";
@@ -139,13 +139,28 @@ pub async fn create_user(store: &Store, user: LocalUser) -> Result<Option<UserId
     Ok(made.then_some(id))
 }
 
-/// Whether there is an account with this address.
+/// Whether there is an account with this address, apart from one that waits for its activation and makes room.
 ///
 /// # Errors
 /// [`Error::Store`], and [`Error::Invalid`] for what is no address.
 pub async fn user_exists(store: &Store, email: &str) -> Result<bool> {
     let email = accounts::email(Some(email.to_owned())).map_err(|error| Error::Invalid(error.message))?;
-    Ok(store.login(&email).await?.is_some())
+    Ok(store.login(&email).await?.is_some_and(|login| login.status != UserStatus::Inactive))
+}
+
+/// Replaces the password of an active account, for people whom no mail reaches; every sign-in until now ends.
+///
+/// # Errors
+/// [`Error::NotFound`] where there is no such account, [`Error::Invalid`] for what is no address or password,
+/// [`Error::Password`], [`Error::Store`].
+pub async fn set_password(store: &Store, email: &str, password: &str) -> Result<()> {
+    let invalid = |error: crate::api::ApiError| Error::Invalid(error.message);
+    let email = accounts::email(Some(email.to_owned())).map_err(invalid)?;
+    let password = accounts::password_field(Some(password.to_owned()), "password").map_err(invalid)?;
+    let hash = Passwords::hash_once(&password).map_err(|_| Error::Password)?;
+    let unknown = || Error::NotFound(format!("active account with the address {email}"));
+    let user = store.login(&email).await?.ok_or_else(unknown)?.id;
+    if store.replace_password(user, &hash).await? { Ok(()) } else { Err(unknown()) }
 }
 
 /// Seals all stored secrets with the current key; how many were sealed with an older one.

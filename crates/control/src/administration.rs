@@ -1,6 +1,6 @@
 //! What administrators of the platform do to people and teams.
 
-use wrenn_core::{CapsuleId, TeamId, UserId};
+use wrenn_core::{TeamId, UserId};
 
 use crate::api::ApiError;
 use crate::auth::Administrator;
@@ -39,24 +39,18 @@ pub(crate) async fn set_admin(
 fn done(app: &App, user: UserId, change: UserChange) -> Result<(), ApiError> {
     match change {
         UserChange::Done(stopped) => {
-            stop(app, stopped);
+            capsules::let_go(app, stopped);
             Ok(())
         }
         UserChange::Unknown => Err(ApiError::not_found(format!("there is no account {user}"))),
         UserChange::LastAdmin => Err(ApiError::invalid(
-            "admin: this is the last administrator of the platform; make somebody else one first",
+            "this is the last administrator of the platform; make somebody else one first",
         )),
         UserChange::NotActive => Err(ApiError::invalid(
             "admin: only an active account can administer the platform; activate it first",
         )),
         UserChange::OwnsTeam => Err(ApiError::conflict("the account owns a team that others are in")),
     }
-}
-
-fn stop(app: &App, capsules: Vec<CapsuleId>) {
-    // Keys may have ended with the change.
-    app.keys.forget();
-    capsules::remove_stopping(app, capsules);
 }
 
 /// Has a team bring its own hosts. There is no way back: its capsules could stay on hosts that it may not use.
@@ -84,7 +78,7 @@ pub(crate) async fn delete_team(app: &App, admin: &Administrator, team: TeamId) 
 }
 
 fn refuse_platform(team: TeamId) -> Result<(), ApiError> {
-    if team.uuid().is_nil() {
+    if team == TeamId::PLATFORM {
         return Err(ApiError::invalid("id: this is the platform's own team"));
     }
     Ok(())

@@ -60,6 +60,8 @@ pub struct ControlConfig {
     pub smtp: Option<SmtpConfig>,
     /// With what people can sign in beside a password.
     pub providers: Registry,
+    /// Whether people may sign up by themselves, with mail or a provider.
+    pub signup: bool,
     /// Proxies before this server, whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// How often somebody may try to sign in.
@@ -90,6 +92,7 @@ impl ControlConfig {
             dashboard_url: url,
             smtp: None,
             providers: Registry::default(),
+            signup: true,
             trusted_proxies: Vec::new(),
             auth_limits: AuthLimits::default(),
             database_url,

@@ -9,7 +9,7 @@ use crate::api::ApiError;
 use crate::auth::SignedIn;
 use crate::capsules;
 use crate::state::App;
-use crate::store::{MemberChange, MemberRow, Role, TeamDeletion, TeamRow, UserStatus};
+use crate::store::{Joining, Login, MemberChange, MemberRow, Role, TeamDeletion, TeamRow, UserStatus};
 
 /// Of a letter that only tells of something.
 const NOTICE_LIFE: Duration = Duration::days(1);
@@ -19,7 +19,8 @@ fn gone(team: TeamId) -> ApiError {
 }
 
 pub(crate) async fn create(app: &App, person: &SignedIn, name: String) -> Result<TeamRow, ApiError> {
-    Ok(app.store.create_team(&TeamSeed::named(name).as_new(), person.user).await?)
+    let made = app.store.create_team(&TeamSeed::named(name).as_new(), person.user).await?;
+    made.ok_or_else(ApiError::account_deactivated)
 }
 
 /// The team of a member, with all of them.
@@ -40,9 +41,7 @@ pub(crate) async fn rename(app: &App, person: &SignedIn, name: &str) -> Result<(
 pub(crate) async fn delete(app: &App, person: &SignedIn, team: TeamId) -> Result<(), ApiError> {
     match app.store.delete_team(team, &person.actor()).await? {
         TeamDeletion::Done(capsules) => {
-            app.keys.forget();
-            app.hosts.nudge();
-            capsules::remove_stopping(app, capsules);
+            capsules::let_go(app, capsules);
             tracing::info!(team.id = %team, user.id = %person.user, "team {team} was deleted");
             Ok(())
         }
@@ -53,12 +52,11 @@ pub(crate) async fn delete(app: &App, person: &SignedIn, team: TeamId) -> Result
 /// Takes the person with this address into the team.
 pub(crate) async fn add(app: &App, person: &SignedIn, email: &str) -> Result<MemberRow, ApiError> {
     let unknown = || ApiError::not_found(format!("there is no active account with the address {email}"));
-    let login = app.store.login(email).await?.ok_or_else(unknown)?;
-    if login.status != UserStatus::Active {
+    let Login { id, name, status, .. } = app.store.login(email).await?.ok_or_else(unknown)?;
+    if status != UserStatus::Active {
         return Err(unknown());
     }
     let team = app.store.team(person.team).await?.ok_or_else(|| gone(person.team))?;
-    let name = app.store.session(login.id, person.team).await?.ok_or_else(unknown)?.name;
     let letter = Letter::AddedToTeam {
         name: name.clone(),
         team: team.name,
@@ -67,11 +65,14 @@ pub(crate) async fn add(app: &App, person: &SignedIn, email: &str) -> Result<Mem
     };
     let sealed = app.post.seal(&app.vault, email, &letter, NOTICE_LIFE);
     let mail = sealed.as_ref().map(|letter| letter.as_new());
-    let joined = app.store.add_member(person.team, login.id, email, &person.actor(), mail.as_ref()).await?;
-    let joined_at =
-        joined.ok_or_else(|| ApiError::invalid(format!("email {email} is in the team already")))?;
+    let actor = person.actor();
+    let joined_at = match app.store.add_member(person.team, id, email, &actor, mail.as_ref()).await? {
+        Joining::Done(joined_at) => joined_at,
+        Joining::Member => return Err(ApiError::invalid(format!("email {email} is in the team already"))),
+        Joining::Gone => return Err(unknown()),
+    };
     app.post.nudge();
-    Ok(MemberRow { user: login.id, name, email: email.to_owned(), role: Role::Member, joined_at })
+    Ok(MemberRow { user: id, name, email: email.to_owned(), role: Role::Member, joined_at })
 }
 
 pub(crate) async fn set_role(app: &App, person: &SignedIn, user: UserId, role: &str) -> Result<(), ApiError> {

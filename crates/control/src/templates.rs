@@ -119,7 +119,7 @@ async fn remove(app: App, team: TeamId, id: Uuid, host: Option<HostId>) -> Resul
         Ok(()) => app.store.end_delete(team, id, false).await?,
         Err(NotRemoved::Kept(error)) => {
             tracing::warn!(host.id = ?host, "a template is not deleted: {}", error.message);
-            app.store.undo_delete(team, id).await?;
+            app.store.undo_delete(team, id, &error.message).await?;
             return Err(error);
         }
         // A template without files must not be offered again, so there is no way back.

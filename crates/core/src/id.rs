@@ -150,6 +150,11 @@ id_types! {
     AuditId = "log-";
 }
 
+impl TeamId {
+    /// The platform's own team, which nobody is a member of.
+    pub const PLATFORM: Self = Self(Uuid::nil());
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -2,11 +2,10 @@
 
 use http::StatusCode;
 use time::{Duration, OffsetDateTime};
-use wrenn_core::UserId;
 use wrenn_mail::Letter;
 
 use crate::api::ApiError;
-use crate::auth::SignedIn;
+use crate::auth::{ClientAddress, SignedIn};
 use crate::post::SealedLetter;
 use crate::secret;
 use crate::state::App;
@@ -23,6 +22,7 @@ const MOST_RESETS: i64 = 3;
 pub(crate) async fn change(
     app: &App,
     person: &SignedIn,
+    client: ClientAddress,
     current: Option<String>,
     confirmation: Option<String>,
     new: String,
@@ -30,13 +30,13 @@ pub(crate) async fn change(
     let old = app.store.password_hash(person.user).await?;
     if old.is_some() {
         let current = super::required(current, "current_password")?;
-        app.limits.account(&person.email)?;
+        app.limits.account(&person.email, client)?;
         if !app.passwords.matches(current, old.clone()).await.map_err(ApiError::from_hash)? {
             tracing::warn!(user.id = %person.user, "refused to change a password: the current one is wrong");
             let message = "the current password is wrong";
             return Err(ApiError::special(StatusCode::UNAUTHORIZED, "wrong_password", message));
         }
-        app.limits.forgive(&person.email);
+        app.limits.forgive(&person.email, client);
     } else if super::required(confirmation, "confirm_password")? != new {
         return Err(ApiError::invalid("confirm_password differs from new_password"));
     }
@@ -70,10 +70,9 @@ async fn post_reset(app: &App, email: &str) -> Result<(), StoreError> {
     if login.status != UserStatus::Active {
         return Ok(());
     }
-    let Some(name) = name_of(app, login.id).await? else { return Ok(()) };
     let token = secret::random_hex::<16>();
     let letter = Letter::PasswordReset {
-        name,
+        name: login.name,
         link: format!("{}/reset-password?token={token}", app.config.dashboard_url),
         minutes: u32::try_from(LIFE.whole_minutes()).unwrap_or_default(),
     };
@@ -87,13 +86,13 @@ async fn post_reset(app: &App, email: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn name_of(app: &App, user: UserId) -> Result<Option<String>, StoreError> {
-    let team = wrenn_core::TeamId::from_uuid(uuid::Uuid::nil());
-    Ok(app.store.session(user, team).await?.map(|session| session.name))
-}
-
 /// Turns a reset token into a new password; every sign-in until now ends.
-pub(crate) async fn confirm_reset(app: &App, token: &str, new: String) -> Result<(), ApiError> {
+pub(crate) async fn confirm_reset(
+    app: &App,
+    client: ClientAddress,
+    token: &str,
+    new: String,
+) -> Result<(), ApiError> {
     let unknown = || {
         ApiError::special(
             StatusCode::BAD_REQUEST,
@@ -109,7 +108,7 @@ pub(crate) async fn confirm_reset(app: &App, token: &str, new: String) -> Result
     if !app.store.reset_password(&token, &hash, mail.as_ref()).await? {
         return Err(unknown());
     }
-    app.limits.forgive(&email);
+    app.limits.forgive(&email, client);
     app.post.nudge();
     Ok(())
 }

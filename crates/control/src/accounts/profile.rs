@@ -1,7 +1,6 @@
 //! A person's own account.
 
 use http::StatusCode;
-use wrenn_core::UserId;
 
 use super::session::{Issued, reissue};
 use crate::api::ApiError;
@@ -46,12 +45,7 @@ pub(crate) async fn delete(app: &App, person: &SignedIn) -> Result<(), ApiError>
         }
         UserChange::Unknown | UserChange::NotActive => return Err(ApiError::account_deactivated()),
     };
-    ended(app, person.user, stopped);
+    capsules::let_go(app, stopped);
+    tracing::info!(user.id = %person.user, "account {} was deleted by its person", person.user);
     Ok(())
-}
-
-fn ended(app: &App, user: UserId, stopped: Vec<wrenn_core::CapsuleId>) {
-    app.keys.forget();
-    capsules::remove_stopping(app, stopped);
-    tracing::info!(user.id = %user, "account {user} was deleted by its person");
 }

@@ -12,6 +12,8 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use time::{Duration, OffsetDateTime};
 use wrenn_core::UserId;
 use wrenn_oauth::{Authorization, Exchange, Identity, Provider};
 
@@ -81,17 +83,43 @@ fn provider(app: &App, name: &str) -> Result<Arc<dyn Provider>, ApiError> {
     })
 }
 
+/// Cookies that travel encrypted wherever that is possible.
+fn cookies(app: &App, secure: bool) -> Cookies {
+    Cookies::new(secure || app.config.public_url.starts_with("https://"))
+}
+
 fn redirect_uri(app: &App, provider: &str) -> String {
     format!("{}/auth/oauth/{provider}/callback", app.config.public_url)
 }
 
-/// Derived from the state, and known to nobody who has not the deployment's secret.
-fn verifier(app: &App, nonce: &str) -> String {
-    app.signer.sign(&format!("pkce:{nonce}"))
-}
+/// What the state is made of: the second of the departure in 8 hex digits, then 24 random ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Nonce(String);
 
-fn token_nonce(app: &App, nonce: &str) -> String {
-    app.signer.sign(&format!("nonce:{nonce}"))
+impl Nonce {
+    fn new() -> Self {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        Self(format!("{now:08x}{}", secret::random_hex::<12>()))
+    }
+
+    fn begun(&self) -> Option<OffsetDateTime> {
+        let seconds = i64::from_str_radix(self.0.get(..8)?, 16).ok()?;
+        OffsetDateTime::from_unix_timestamp(seconds).ok()
+    }
+
+    /// Whether it is not older than the cookie that carries it may be: a browser that keeps cookies for longer gains
+    /// nothing.
+    fn is_fresh(&self) -> bool {
+        let age = self.begun().map(|begun| OffsetDateTime::now_utc() - begun);
+        age.is_some_and(|age| (-Duration::MINUTE..=Duration::seconds(STATE_LIFE.into())).contains(&age))
+    }
+
+    /// The PKCE verifier and the nonce of an ID token, known to nobody who has not the deployment's secret, and different
+    /// for each provider.
+    fn derived(&self, app: &App, provider: &str) -> (String, String) {
+        let sign = |what: &str| app.signer.sign(&format!("{what}:{provider}:{}", self.0));
+        (sign("pkce"), sign("nonce"))
+    }
 }
 
 /// The way to a provider, and the state cookie for it.
@@ -101,8 +129,9 @@ async fn depart(
     intent: Intent,
     cookies: &mut Cookies,
 ) -> Result<(String, String), ApiError> {
-    let nonce = secret::random_hex::<16>();
-    let (verifier, token_nonce) = (verifier(app, &nonce), token_nonce(app, &nonce));
+    let nonce = Nonce::new();
+    let (verifier, token_nonce) = nonce.derived(app, provider.name());
+    let nonce = nonce.0;
     let request = Authorization {
         state: &nonce,
         redirect_uri: &redirect_uri(app, provider.name()),
@@ -121,7 +150,7 @@ async fn depart(
 /// Sends a browser to a provider to sign in or up.
 pub(crate) async fn begin(app: &App, name: &str, intent: Intent, secure: bool) -> Result<Landing, ApiError> {
     let provider = provider(app, name)?;
-    let mut cookies = Cookies::new(secure);
+    let mut cookies = cookies(app, secure);
     let (location, _) = depart(app, &*provider, intent, &mut cookies).await?;
     // Of a link that was begun and not finished.
     cookies.clear(LINK_COOKIE, "/");
@@ -136,7 +165,7 @@ pub(crate) async fn connect(
     secure: bool,
 ) -> Result<Landing, ApiError> {
     let provider = provider(app, name)?;
-    let mut cookies = Cookies::new(secure);
+    let mut cookies = cookies(app, secure);
     let (location, nonce) = depart(app, &*provider, Intent::Login, &mut cookies).await?;
     let signature = app.signer.sign(&link_text(person.user, &nonce));
     cookies.hidden(LINK_COOKIE, &format!("{}:{signature}", person.user), "/", STATE_LIFE);
@@ -161,11 +190,12 @@ pub(crate) async fn disconnect(app: &App, person: &SignedIn, name: &str) -> Resu
 }
 
 /// The nonce and the intent of the cookie, where it is ours and the provider returned its nonce.
-fn state(app: &App, jar: CookieJar<'_>, returned: Option<&str>) -> Option<(String, Intent)> {
+fn state(app: &App, jar: CookieJar<'_>, returned: Option<&str>) -> Option<(Nonce, Intent)> {
     let mut parts = jar.get(STATE_COOKIE)?.splitn(3, ':');
     let (nonce, signature, intent) = (parts.next()?, parts.next()?, parts.next()?);
     let genuine = app.signer.is_signed(&format!("{nonce}:{intent}"), signature) && returned == Some(nonce);
-    if genuine { Some((nonce.to_owned(), Intent::parse(Some(intent))?)) } else { None }
+    let nonce = Nonce(nonce.to_owned());
+    if genuine && nonce.is_fresh() { Some((nonce, Intent::parse(Some(intent))?)) } else { None }
 }
 
 /// Whose link this is, where the cookie is ours and of the same departure.
@@ -184,25 +214,27 @@ pub(crate) async fn callback(
     client: ClientAddress,
     secure: bool,
 ) -> Landing {
-    let mut cookies = Cookies::new(secure);
+    let mut cookies = cookies(app, secure);
     cookies.clear(STATE_COOKIE, "/");
     let dashboard = &app.config.dashboard_url;
+    // Anybody may have written the address.
+    let shown = utf8_percent_encode(name, NON_ALPHANUMERIC);
     let location = if let Some(cookie) = jar.get(LINK_COOKIE) {
         cookies.clear(LINK_COOKIE, "/");
         let settings = format!("{dashboard}/dashboard/settings");
         match link(app, name, jar, cookie, &query).await {
-            Ok(()) => format!("{settings}?connected={name}"),
+            Ok(()) => format!("{settings}?connected={shown}"),
             Err(NotLinked { code, identified }) => {
                 tracing::warn!(%client, provider = name, "a sign-in provider was not linked: {code}");
                 if identified {
                     format!("{settings}?connect_error={code}")
                 } else {
-                    format!("{dashboard}/auth/{name}/callback?error={code}")
+                    format!("{dashboard}/auth/{shown}/callback?error={code}")
                 }
             }
         }
     } else {
-        let target = format!("{dashboard}/auth/{name}/callback");
+        let target = format!("{dashboard}/auth/{shown}/callback");
         match sign_in(app, name, jar, &query).await {
             Ok((issued, new)) => {
                 hand_over(&mut cookies, &issued, new);
@@ -252,13 +284,13 @@ fn store_failed(error: crate::store::StoreError) -> Code {
 }
 
 /// Asks the provider who came back.
-async fn identify(app: &App, name: &str, nonce: &str, query: &Callback) -> Result<Identity, Code> {
+async fn identify(app: &App, name: &str, nonce: &Nonce, query: &Callback) -> Result<Identity, Code> {
     if query.error.is_some() {
         return Err("access_denied");
     }
     let code = query.code.as_deref().filter(|code| !code.is_empty()).ok_or("missing_code")?;
     let provider = provider(app, name).map_err(failed("internal_error"))?;
-    let (verifier, nonce) = (verifier(app, nonce), token_nonce(app, nonce));
+    let (verifier, nonce) = nonce.derived(app, name);
     let exchange =
         Exchange { code, redirect_uri: &redirect_uri(app, name), pkce_verifier: &verifier, nonce: &nonce };
     provider.identify(&exchange).await.map_err(|error| {
@@ -284,9 +316,10 @@ async fn link(
     let here = |code| NotLinked { code, identified: true };
     let there = |code| NotLinked { code, identified: false };
     let (nonce, _) = state(app, jar, query.state.as_deref()).ok_or("invalid_state").map_err(here)?;
-    let user = link_user(app, cookie, &nonce).ok_or("invalid_state").map_err(here)?;
+    let user = link_user(app, cookie, &nonce.0).ok_or("invalid_state").map_err(here)?;
     let identity = identify(app, name, &nonce, query).await.map_err(there)?;
-    let linked = app.store.link(user, name, &identity.subject).await;
+    let begun = nonce.begun().ok_or("invalid_state").map_err(here)?;
+    let linked = app.store.link(user, name, &identity.subject, begun).await;
     match linked.map_err(store_failed).map_err(here)? {
         Link::Done => Ok(()),
         Link::Taken => Err(here("already_linked")),
@@ -305,7 +338,7 @@ async fn sign_in(
     if let Some(issued) = known(app, name, &identity).await? {
         return Ok((issued, false));
     }
-    if intent == Intent::Login {
+    if intent == Intent::Login || !app.config.signup {
         return Err("no_account");
     }
     let Some(email) = identity.email.as_deref() else {

@@ -26,7 +26,7 @@ pub(crate) async fn login(
     email: &str,
     password: String,
 ) -> Result<Issued, ApiError> {
-    app.limits.account(email).inspect_err(|_| {
+    app.limits.account(email, client).inspect_err(|_| {
         tracing::warn!(%client, account = email, "refused a sign-in: too many wrong passwords");
     })?;
     let found = app.store.login(email).await?;
@@ -36,7 +36,7 @@ pub(crate) async fn login(
         tracing::warn!(%client, account = email, "refused a sign-in: wrong address or password");
         return Err(ApiError::unauthorized("the address or the password is wrong"));
     };
-    app.limits.forgive(email);
+    app.limits.forgive(email, client);
     let refused = |code, message| Err(ApiError::special(StatusCode::FORBIDDEN, code, message));
     match login.status {
         UserStatus::Active => start(app, login.id).await,
@@ -52,9 +52,10 @@ pub(crate) async fn login(
 
 /// Signs an active person in, in the team where they begin. Whoever is in none gets one.
 pub(crate) async fn start(app: &App, user: UserId) -> Result<Issued, ApiError> {
-    let unassigned = TeamId::from_uuid(uuid::Uuid::nil());
-    let session = app.store.session(user, unassigned).await?.ok_or_else(ApiError::account_deactivated)?;
-    let team = app.store.home_team(user, &TeamSeed::of(&session.name).as_new()).await?;
+    let session =
+        app.store.session(user, TeamId::PLATFORM).await?.ok_or_else(ApiError::account_deactivated)?;
+    let home = app.store.home_team(user, &TeamSeed::of(&session.name).as_new()).await?;
+    let team = home.ok_or_else(ApiError::account_deactivated)?;
     issue(app, user, team).await
 }
 

@@ -16,6 +16,11 @@ const LIFE: Duration = Duration::minutes(30);
 
 /// Makes an account that its activation mail brings to life.
 pub(crate) async fn sign_up(app: &App, email: &str, password: String, name: &str) -> Result<(), ApiError> {
+    if !app.config.signup {
+        return Err(ApiError::forbidden(
+            "sign-up is closed here; ask an administrator of the platform for an account",
+        ));
+    }
     // Before anybody looks whether the address is known.
     let hash = app.passwords.hash(password).await.map_err(ApiError::from_hash)?;
     let token = secret::random_hex::<16>();

@@ -4,8 +4,8 @@ use axum::extract::State;
 use http::Uri;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use utoipa::ToSchema;
 use wrenn_core::{ApiKeyId, AuditId, TeamId, UserId, timestamp};
 
@@ -171,8 +171,8 @@ fn time(value: &str) -> Result<OffsetDateTime, ApiError> {
     let bad = || ApiError::invalid("before must be an RFC 3339 time, such as 2026-01-02T03:04:05Z");
     // A plus that was not escaped arrives as a blank.
     let time = OffsetDateTime::parse(&value.replace(' ', "+"), &Rfc3339).map_err(|_| bad())?;
-    // What PostgreSQL can hold, with room to spare.
-    if (0..=9999).contains(&time.year()) { Ok(time) } else { Err(bad()) }
+    // Years that are beyond all dates in another zone are none to ask for.
+    time.checked_to_offset(UtcOffset::UTC).filter(|time| (0..=9999).contains(&time.year())).ok_or_else(bad)
 }
 
 fn entry(value: &str) -> Result<AuditId, ApiError> {
@@ -232,6 +232,7 @@ mod tests {
             ("limit=1.5", "limit"),
             ("before=yesterday", "before"),
             ("before=2026-01-02T03:04:05", "before"),
+            ("before=9999-12-31T23:59:59-01:00", "before"),
             ("before_id=log-1", "before_id"),
             ("before_id=log-0000000000000000000000000", "before_id"),
         ] {

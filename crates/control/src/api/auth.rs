@@ -72,7 +72,11 @@ pub(super) async fn signup(
     let password = accounts::password_field(body.password, "password")?;
     let name = accounts::person_name(body.name)?;
     accounts::sign_up(&app, &email, password, &name).await?;
-    let message = "look into your mail: the link in it activates the account within 30 minutes";
+    let message = if app.config.smtp.is_some() {
+        "look into your mail: the link in it activates the account within 30 minutes"
+    } else {
+        "no mail is sent here: ask an administrator of the platform to activate the account"
+    };
     Ok((StatusCode::CREATED, axum::Json(Message { message })))
 }
 

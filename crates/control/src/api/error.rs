@@ -12,6 +12,7 @@ use http::header::RETRY_AFTER;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::auth::HashError;
 use crate::store::StoreError;
 
 /// A refused request.
@@ -89,10 +90,13 @@ impl ApiError {
         Self::new(status, code, message)
     }
 
-    /// 500: a password could not be hashed.
-    pub(crate) fn from_hash(error: crate::auth::HashError) -> Self {
-        tracing::error!(%error, "the machine is short of something");
-        Self::internal()
+    /// 429 where too many passwords are being checked, else 500.
+    pub(crate) fn from_hash(error: HashError) -> Self {
+        tracing::error!(%error, "a password was not checked");
+        match error {
+            HashError::Busy => Self::rate_limited(Duration::from_secs(5)),
+            HashError::Failed => Self::internal(),
+        }
     }
 
     /// 429: too many tries; says when the next one is welcome.

@@ -2,6 +2,7 @@
 
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -120,11 +121,11 @@ pub(super) struct Password {
 pub(super) async fn password(
     State(app): State<App>,
     person: SignedIn,
-    _: Unhurried,
+    Unhurried(client): Unhurried,
     Json(body): Json<Password>,
 ) -> Result<StatusCode, ApiError> {
     let new = accounts::password_field(body.new_password, "new_password")?;
-    accounts::change(&app, &person, body.current_password, body.confirm_password, new).await?;
+    accounts::change(&app, &person, client, body.current_password, body.confirm_password, new).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -140,8 +141,12 @@ pub(super) struct Reset {
 /// Mails a link where there is an active account with this address. The answer is the same whether there is or not.
 #[utoipa::path(post, path = "/v1/me/password/reset", tag = "accounts", request_body = Reset, security(()),
     responses((status = 204, description = "Always"), Failures))]
-pub(super) async fn reset(State(app): State<App>, _: Unhurried, body: Bytes) -> StatusCode {
-    let body = serde_json::from_slice::<Reset>(&body).ok();
+pub(super) async fn reset(
+    State(app): State<App>,
+    _: Unhurried,
+    body: Result<Bytes, BytesRejection>,
+) -> StatusCode {
+    let body = body.ok().and_then(|body| serde_json::from_slice::<Reset>(&body).ok());
     if let Some(email) = body.and_then(|body| accounts::email(body.email).ok()) {
         accounts::request_reset(&app, email);
     }
@@ -166,12 +171,12 @@ pub(super) struct ConfirmReset {
     security(()), responses((status = 204, description = "Changed"), Failures))]
 pub(super) async fn confirm_reset(
     State(app): State<App>,
-    _: Unhurried,
+    Unhurried(client): Unhurried,
     Json(body): Json<ConfirmReset>,
 ) -> Result<StatusCode, ApiError> {
     let token = accounts::required(body.token, "token")?;
     let new = accounts::password_field(body.new_password, "new_password")?;
-    accounts::confirm_reset(&app, &token, new).await?;
+    accounts::confirm_reset(&app, client, &token, new).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -25,6 +25,9 @@ mod users;
 mod wording;
 
 use axum::Router;
+use http::HeaderValue;
+use http::header::CACHE_CONTROL;
+use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -107,7 +110,9 @@ pub fn all_routes() -> Vec<(http::Method, String)> {
 /// The API, and whatever is added to it.
 pub(crate) fn router(app: App, added: Router<App>) -> Router {
     let (router, document) = routes().split_for_parts();
+    // Answers may hold tokens, and none is worth keeping.
     router
+        .layer(SetResponseHeaderLayer::if_not_present(CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .merge(docs::router(&docs::finished(document)))
         // The contract has the walk through a provider under both addresses.
         .merge(oauth::second_addresses())

@@ -344,7 +344,7 @@ impl<'a> Entry<'a> {
 
     /// An entry of the platform's log about something that worked.
     pub const fn of_platform(actor: &'a Actor, deed: Deed<'a>) -> Self {
-        Self::new(TeamId::from_uuid(uuid::Uuid::nil()), actor, deed)
+        Self::new(TeamId::PLATFORM, actor, deed)
     }
 
     /// How it is marked.

@@ -78,7 +78,7 @@ pub struct Administrator(pub SignedIn);
 impl Administrator {
     /// The person as one who acts for the platform's own team.
     pub fn caller(&self) -> Caller {
-        Caller { team: TeamId::from_uuid(uuid::Uuid::nil()), actor: self.0.actor() }
+        Caller { team: TeamId::PLATFORM, actor: self.0.actor() }
     }
 }
 

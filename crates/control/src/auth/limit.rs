@@ -1,9 +1,10 @@
 //! How often somebody may try.
 //!
 //! Two limits on everything that takes a password or a mailed token: one for the address that a request comes from, one for
-//! the account that passwords are tried on, which counts failures only. Each replica counts for itself.
+//! the account that passwords are tried on, from one address and from all together, which counts failures only. Each replica counts for itself.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
@@ -19,10 +20,16 @@ use crate::api::ApiError;
 use crate::config::AuthLimits;
 use crate::state::App;
 
+/// How much more often an account may be tried from all addresses together than from one.
+const MANY: u32 = 10;
+
 /// Who has tried how often.
 pub(crate) struct Limits {
     addresses: DefaultKeyedRateLimiter<IpAddr>,
-    accounts: Tries,
+    /// By account and address.
+    accounts: Tries<(String, IpAddr)>,
+    /// By account alone, so that many addresses together do not try for ever.
+    everywhere: Tries<String>,
     clock: DefaultClock,
 }
 
@@ -36,11 +43,8 @@ impl Limits {
     pub(crate) fn new(limits: &AuthLimits) -> Self {
         Self {
             addresses: RateLimiter::keyed(quota(limits.address_burst, limits.address_every)),
-            accounts: Tries {
-                most: limits.account_burst.max(1),
-                every: limits.account_every.max(Duration::from_millis(1)),
-                counts: Mutex::default(),
-            },
+            accounts: Tries::new(limits.account_burst, limits.account_every),
+            everywhere: Tries::new(limits.account_burst.saturating_mul(MANY), limits.account_every / MANY),
             clock: DefaultClock::default(),
         }
     }
@@ -54,44 +58,53 @@ impl Limits {
 
     /// Counts a try of a password on an account, before it is known whether it fails: many at once count like many in a
     /// row.
-    pub(crate) fn account(&self, account: &str) -> Result<(), ApiError> {
-        self.accounts.count(account, Instant::now()).map_err(ApiError::rate_limited)
+    /// Whoever tries from one address uses up that address's tries long before those of the account's own person.
+    pub(crate) fn account(&self, account: &str, client: ClientAddress) -> Result<(), ApiError> {
+        let now = Instant::now();
+        let key = (account.to_owned(), network(client.0));
+        self.accounts.count(key, now).map_err(ApiError::rate_limited)?;
+        self.everywhere.count(account.to_owned(), now).map_err(ApiError::rate_limited)
     }
 
     /// Forgets the tries on an account whose person has just proved who they are.
-    pub(crate) fn forgive(&self, account: &str) {
-        self.accounts.forget(account);
+    pub(crate) fn forgive(&self, account: &str, client: ClientAddress) {
+        self.accounts.forget(&(account.to_owned(), network(client.0)));
     }
 
     /// Forgets those who could try as often as anybody again.
     pub(crate) fn sweep(&self) {
         self.addresses.retain_recent();
         self.accounts.sweep(Instant::now());
+        self.everywhere.sweep(Instant::now());
     }
 }
 
 /// Tries that can be forgiven, which no rate limiter of the shelf does: each is forgotten after a while, or all at once.
-struct Tries {
+struct Tries<K> {
     most: u32,
     every: Duration,
     /// Until when the tries of an account weigh on it: `every` for each, from the first.
-    counts: Mutex<HashMap<String, Instant>>,
+    counts: Mutex<HashMap<K, Instant>>,
 }
 
-impl Tries {
+impl<K: Eq + Hash> Tries<K> {
+    fn new(most: u32, every: Duration) -> Self {
+        Self { most: most.max(1), every: every.max(Duration::from_millis(1)), counts: Mutex::default() }
+    }
+
     /// Counts one, or says how long to wait.
-    fn count(&self, account: &str, now: Instant) -> Result<(), Duration> {
+    fn count(&self, account: K, now: Instant) -> Result<(), Duration> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = counts.get(account).copied().unwrap_or(now).max(now) + self.every;
+        let until = counts.get(&account).copied().unwrap_or(now).max(now) + self.every;
         let over = until.saturating_duration_since(now + self.every * self.most);
         if over.is_zero() {
-            counts.insert(account.to_owned(), until);
+            counts.insert(account, until);
             return Ok(());
         }
         Err(over)
     }
 
-    fn forget(&self, account: &str) {
+    fn forget(&self, account: &K) {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).remove(account);
     }
 
@@ -152,12 +165,14 @@ mod tests {
         let refused = limits.address(one).unwrap_err();
         assert_eq!((refused.status.as_u16(), refused.code), (429, "rate_limited"));
         limits.address(other).unwrap();
-        limits.account("a@b.c").unwrap();
-        limits.account("a@b.c").unwrap();
-        assert!(limits.account("a@b.c").is_err());
-        limits.account("d@e.f").unwrap();
-        limits.forgive("a@b.c");
-        limits.account("a@b.c").unwrap();
+        let (one_client, other_client) = (ClientAddress(one), ClientAddress(other));
+        limits.account("a@b.c", one_client).unwrap();
+        limits.account("a@b.c", one_client).unwrap();
+        assert!(limits.account("a@b.c", one_client).is_err());
+        limits.account("a@b.c", other_client).unwrap();
+        limits.account("d@e.f", one_client).unwrap();
+        limits.forgive("a@b.c", one_client);
+        limits.account("a@b.c", one_client).unwrap();
         limits.sweep();
         assert!(limits.address(one).is_err());
     }
@@ -165,7 +180,7 @@ mod tests {
     #[test]
     fn each_pause_allows_one_more_try() {
         let every = Duration::from_secs(30);
-        let tries = Tries { most: 2, every, counts: Mutex::default() };
+        let tries = Tries::new(2, every);
         let now = Instant::now();
         tries.count("a", now).unwrap();
         tries.count("a", now).unwrap();

@@ -69,9 +69,16 @@ async fn remove(app: App, id: CapsuleId, host: HostId) -> Result<bool, ApiError>
     }
 }
 
+/// What follows where keys have ended and capsules are `stopping` because a team or an account is gone.
+pub(crate) fn let_go(app: &App, capsules: Vec<CapsuleId>) {
+    app.keys.forget();
+    app.hosts.nudge();
+    remove_stopping(app, capsules);
+}
+
 /// Has the hosts remove capsules that are `stopping` already, some at a time, in the background. What does not succeed is
 /// finished by the links to the hosts, and so is everything after a crash.
-pub(crate) fn remove_stopping(app: &App, capsules: Vec<CapsuleId>) {
+fn remove_stopping(app: &App, capsules: Vec<CapsuleId>) {
     if capsules.is_empty() {
         return;
     }

@@ -26,7 +26,7 @@ use crate::state::App;
 use crate::store::CapsuleRow;
 
 pub(crate) use create::{CreateRequest, create};
-pub(crate) use destroy::{Destroyed, destroy, remove_stopping};
+pub(crate) use destroy::{Destroyed, destroy, let_go};
 pub(crate) use fork::{ForkRequest, Forked, fork};
 pub(crate) use pause::{pause, resume};
 pub use placement::Reserve;

@@ -61,6 +61,8 @@ pub enum Activation {
 pub struct Login {
     /// The account.
     pub id: UserId,
+    /// What its person is called.
+    pub name: String,
     /// Where it is in its life.
     pub status: UserStatus,
     /// A PHC string.
@@ -86,9 +88,15 @@ pub(super) async fn insert_user(
     Ok(done.rows_affected() > 0)
 }
 
+/// Waits until nobody else makes an account active, until the end of the transaction.
+pub(super) async fn first_user_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("select pg_advisory_xact_lock($1)", FIRST_USER_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
 /// Makes an account active. The first one of a deployment administers it.
 pub(super) async fn make_active(connection: &mut PgConnection, user: Uuid) -> Result<(), StoreError> {
-    sqlx::query!("select pg_advisory_xact_lock($1)", FIRST_USER_LOCK).fetch_one(&mut *connection).await?;
+    first_user_turn(connection).await?;
     sqlx::query!(
         "update users set status = 'active', updated_at = now(), is_admin = is_admin or not exists ( \
             select from users other where other.id <> $1 and (other.is_admin or other.status = 'active')) \
@@ -101,6 +109,40 @@ pub(super) async fn make_active(connection: &mut PgConnection, user: Uuid) -> Re
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Keeps an account as it is until the end of the transaction; false where it is not active.
+pub(super) async fn hold_active(connection: &mut PgConnection, user: UserId) -> Result<bool, StoreError> {
+    let found =
+        sqlx::query!("select id from users where id = $1 and status = 'active' for share", user.uuid())
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.is_some())
+}
+
+/// The person whose token this is, whom nobody else changes until the end of the transaction, and the token used up.
+async fn use_token(
+    connection: &mut PgConnection,
+    hash: &str,
+    purpose: &str,
+) -> Result<Option<(Uuid, UserStatus)>, StoreError> {
+    // First the person, then the token: the order of all who lock both.
+    let row = sqlx::query!(
+        "select id, status from users where id = (select user_id from user_tokens where token_hash = $1) for update",
+        hash
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let used = sqlx::query!(
+        "delete from user_tokens where token_hash = $1 and purpose = $2 and expires_at > now() and user_id = $3",
+        hash,
+        purpose,
+        row.id
+    )
+    .execute(connection)
+    .await?;
+    if used.rows_affected() == 0 { Ok(None) } else { Ok(Some((row.id, UserStatus::parse(&row.status)?))) }
 }
 
 async fn insert_token(
@@ -169,26 +211,21 @@ impl Store {
         Ok(SignUp::Done)
     }
 
-    /// Uses an activation token up. The account has a team afterwards: its own, where it is in none.
+    /// Uses an activation token up.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn activate(&self, token_hash: &str) -> Result<Activation, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let row = sqlx::query!(
-            "select users.id, users.status from user_tokens join users on users.id = user_tokens.user_id \
-             where token_hash = $1 and purpose = 'activation' and expires_at > now() for update",
-            token_hash
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(row) = row else { return Ok(Activation::Unknown) };
-        if UserStatus::parse(&row.status)? != UserStatus::Inactive {
+        let Some((user, status)) = use_token(&mut tx, token_hash, "activation").await? else {
+            return Ok(Activation::Unknown);
+        };
+        if status != UserStatus::Inactive {
             return Ok(Activation::NotInactive);
         }
-        make_active(&mut tx, row.id).await?;
+        make_active(&mut tx, user).await?;
         tx.commit().await?;
-        Ok(Activation::Done(UserId::from_uuid(row.id)))
+        Ok(Activation::Done(UserId::from_uuid(user)))
     }
 
     /// Makes an active account with a team at once, as the machine's operator may. `local_team` gets an owner where it has
@@ -235,7 +272,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn login(&self, email: &str) -> Result<Option<Login>, StoreError> {
         let row = sqlx::query!(
-            "select id, status, password_hash from users where email = $1 and status <> 'deleted'",
+            "select id, name, status, password_hash from users where email = $1 and status <> 'deleted'",
             email
         )
         .fetch_optional(&self.pool)
@@ -243,6 +280,7 @@ impl Store {
         row.map(|row| {
             Ok(Login {
                 id: UserId::from_uuid(row.id),
+                name: row.name,
                 status: UserStatus::parse(&row.status)?,
                 password_hash: row.password_hash,
             })
@@ -251,15 +289,24 @@ impl Store {
     }
 
     /// The team in which a sign-in begins: the default one, else the one joined first, else `fallback`, which is made.
+    /// Nothing where the account is not active (any more).
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn home_team(&self, user: UserId, fallback: &NewTeam<'_>) -> Result<TeamId, StoreError> {
+    pub async fn home_team(
+        &self,
+        user: UserId,
+        fallback: &NewTeam<'_>,
+    ) -> Result<Option<TeamId>, StoreError> {
         let mut tx = self.pool.begin().await?;
-        // Two sign-ins at once must not make two teams.
-        sqlx::query!("select id from users where id = $1 for update", user.uuid())
-            .fetch_optional(&mut *tx)
-            .await?;
+        // Two sign-ins at once must not make two teams, and who has left in between needs none.
+        let person =
+            sqlx::query!("select id from users where id = $1 and status = 'active' for update", user.uuid())
+                .fetch_optional(&mut *tx)
+                .await?;
+        if person.is_none() {
+            return Ok(None);
+        }
         let found = sqlx::query_scalar!(
             "select members.team_id from team_members members join teams on teams.id = members.team_id \
              where members.user_id = $1 and teams.deleted_at is null \
@@ -269,11 +316,11 @@ impl Store {
         .fetch_optional(&mut *tx)
         .await?;
         if let Some(team) = found {
-            return Ok(TeamId::from_uuid(team));
+            return Ok(Some(TeamId::from_uuid(team)));
         }
         insert_team(&mut tx, fallback, user, true).await?;
         tx.commit().await?;
-        Ok(fallback.id)
+        Ok(Some(fallback.id))
     }
 
     /// The stored hash of a person's password.
@@ -332,6 +379,13 @@ impl Store {
         most: i64,
     ) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
+        let person =
+            sqlx::query!("select id from users where id = $1 and status = 'active' for update", user.uuid())
+                .fetch_optional(&mut *tx)
+                .await?;
+        if person.is_none() {
+            return Ok(false);
+        }
         let waiting = sqlx::query_scalar!(
             r#"select count(*) as "count!" from user_tokens
             where user_id = $1 and purpose = 'reset' and expires_at > now()"#,
@@ -381,31 +435,40 @@ impl Store {
         mail: Option<&NewMail<'_>>,
     ) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let user = sqlx::query_scalar!(
-            "delete from user_tokens where token_hash = $1 and purpose = 'reset' and expires_at > now() \
-             returning user_id",
-            token_hash
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(user) = user else { return Ok(false) };
-        let done = sqlx::query!(
-            "update users set password_hash = $2, updated_at = now(), sessions_from = date_trunc('second', now()) \
-             where id = $1 and status = 'active'",
-            user,
-            password_hash
-        )
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 0 {
+        let Some((user, _)) = use_token(&mut tx, token_hash, "reset").await? else { return Ok(false) };
+        if !replace_password(&mut tx, user, password_hash).await? {
             return Ok(false);
         }
-        end_resets(&mut tx, user).await?;
         if let Some(mail) = mail {
             post(&mut tx, mail).await?;
         }
         tx.commit().await?;
         Ok(true)
+    }
+
+    /// Replaces the password of an active account; every token signed until now is refused. False where it is not active.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn replace_password(&self, user: UserId, password_hash: &str) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let done = replace_password(&mut tx, user.uuid(), password_hash).await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    /// Forgets accounts that were signed up long ago and never activated; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sweep_inactive(&self, days: i32) -> Result<u64, StoreError> {
+        let done = sqlx::query!(
+            "delete from users where status = 'inactive' and created_at < now() - make_interval(days => $1)",
+            days
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
     }
 
     /// Forgets tokens that have ended; how many there were.
@@ -417,6 +480,23 @@ impl Store {
             sqlx::query!("delete from user_tokens where expires_at < now()").execute(&self.pool).await?;
         Ok(done.rows_affected())
     }
+}
+
+async fn replace_password(
+    connection: &mut PgConnection,
+    user: Uuid,
+    password_hash: &str,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "update users set password_hash = $2, updated_at = now(), sessions_from = date_trunc('second', now()) \
+         where id = $1 and status = 'active'",
+        user,
+        password_hash
+    )
+    .execute(&mut *connection)
+    .await?;
+    end_resets(connection, user).await?;
+    Ok(done.rows_affected() > 0)
 }
 
 async fn end_resets(connection: &mut PgConnection, user: Uuid) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use wrenn_core::{CapsuleId, TeamId, UserId};
 
-use super::accounts::make_active;
+use super::accounts::{first_user_turn, make_active};
 use super::audit::record;
 use super::keys::delete_keys_of;
 use super::members::leave_all;
@@ -241,12 +241,15 @@ impl Store {
         if person.is_admin && !can_lose_admin(&mut tx, user, false).await? {
             return Ok(UserChange::LastAdmin);
         }
-        sqlx::query!("update users set status = 'disabled', updated_at = now() where id = $1", user.uuid())
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query!(
+            "update users set status = 'disabled', updated_at = now(), sessions_from = now() where id = $1",
+            user.uuid()
+        )
+        .execute(&mut *tx)
+        .await?;
         sqlx::query!("delete from user_tokens where user_id = $1", user.uuid()).execute(&mut *tx).await?;
-        delete_keys_of(&mut tx, user, actor).await?;
         let owned = owned_teams(&mut tx, user).await?;
+        delete_keys_of(&mut tx, user, actor).await?;
         let stopped = stop_capsules(&mut tx, &owned, actor, "the owner of its team was deactivated").await?;
         let deed = Deed::UserDeactivate { user, email: &person.email };
         record(&mut tx, &Entry::of_platform(actor, deed)).await?;
@@ -293,6 +296,8 @@ impl Store {
     pub async fn delete_user(&self, user: UserId, actor: &Actor) -> Result<UserChange, StoreError> {
         let mut tx = self.pool.begin().await?;
         let Some(person) = locked(&mut tx, user).await? else { return Ok(UserChange::Unknown) };
+        // Nobody becomes the first to be active while the last one leaves.
+        first_user_turn(&mut tx).await?;
         if person.is_admin && !can_lose_admin(&mut tx, user, true).await? {
             return Ok(UserChange::LastAdmin);
         }
@@ -328,38 +333,41 @@ impl Store {
         Ok(UserChange::Done(stopped))
     }
 
-    /// Forgets accounts that were deleted `grace` seconds ago or earlier, and takes their people out of the audit log; how
-    /// many there were.
+    /// Forgets one account that was deleted `grace` seconds ago or earlier, and takes its person out of the audit log;
+    /// nothing where there is none (any more).
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn purge_users(&self, grace: f64) -> Result<usize, StoreError> {
+    pub async fn purge_user(&self, grace: f64) -> Result<Option<UserId>, StoreError> {
         let mut tx = self.pool.begin().await?;
+        // Somebody may be in very many entries.
+        sqlx::query!("set local statement_timeout = 0").execute(&mut *tx).await?;
         let gone = sqlx::query_scalar!(
             "select id from users where status = 'deleted' and deleted_at <= now() - make_interval(secs => $1) \
-             order by id for update skip locked",
+             order by deleted_at limit 1 for update skip locked",
             grace
         )
-        .fetch_all(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?;
-        let names: Vec<String> = gone.iter().map(|id| UserId::from_uuid(*id).to_string()).collect();
+        let Some(gone) = gone else { return Ok(None) };
+        let user = UserId::from_uuid(gone);
         sqlx::query!(
             "update audit_logs set actor_id = null, actor_name = 'deleted-user' \
-             where actor_type = 'user' and actor_id = any($1)",
-            &gone
+             where actor_type = 'user' and actor_id = $1",
+            gone
         )
         .execute(&mut *tx)
         .await?;
         sqlx::query!(
             "update audit_logs set resource_id = null, metadata = metadata - 'email' \
-             where resource_type in ('member', 'user') and resource_id = any($1)",
-            &names
+             where resource_type in ('member', 'user') and resource_id = $1",
+            user.to_string()
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!("delete from users where id = any($1)", &gone).execute(&mut *tx).await?;
+        sqlx::query!("delete from users where id = $1", gone).execute(&mut *tx).await?;
         tx.commit().await?;
-        Ok(gone.len())
+        Ok(Some(user))
     }
 
     /// Has a team bring its own hosts; false where there is no such team.
@@ -398,7 +406,7 @@ impl Store {
 async fn owned_teams(connection: &mut PgConnection, user: UserId) -> Result<Vec<Uuid>, StoreError> {
     Ok(sqlx::query_scalar!(
         "select teams.id from teams join team_members members on members.team_id = teams.id \
-         where members.user_id = $1 and members.role = 'owner' and teams.deleted_at is null for update of teams",
+         where members.user_id = $1 and members.role = 'owner' and teams.deleted_at is null for no key update of teams",
         user.uuid()
     )
     .fetch_all(connection)

@@ -1,5 +1,7 @@
 //! The ways in which people sign in beside a password.
 
+use sqlx::PgConnection;
+use time::OffsetDateTime;
 use wrenn_core::UserId;
 
 use super::accounts::{NewUser, insert_user, make_active, replace_inactive};
@@ -37,6 +39,22 @@ pub enum Unlink {
     LastWay,
 }
 
+async fn identity(
+    connection: &mut PgConnection,
+    provider: &str,
+    subject: &str,
+) -> Result<Option<(UserId, UserStatus)>, StoreError> {
+    let row = sqlx::query!(
+        "select users.id, users.status from identities join users on users.id = identities.user_id \
+         where provider = $1 and subject = $2",
+        provider,
+        subject
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((UserId::from_uuid(row.id), UserStatus::parse(&row.status)?))).transpose()
+}
+
 impl Store {
     /// Whose identity this is.
     ///
@@ -47,15 +65,7 @@ impl Store {
         provider: &str,
         subject: &str,
     ) -> Result<Option<(UserId, UserStatus)>, StoreError> {
-        let row = sqlx::query!(
-            "select users.id, users.status from identities join users on users.id = identities.user_id \
-             where provider = $1 and subject = $2",
-            provider,
-            subject
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| Ok((UserId::from_uuid(row.id), UserStatus::parse(&row.status)?))).transpose()
+        identity(&mut *self.pool.acquire().await?, provider, subject).await
     }
 
     /// Makes an account, its team and its identity, all or none. One of the same address that waits for its activation
@@ -74,7 +84,7 @@ impl Store {
         replace_inactive(&mut tx, new.email).await?;
         if !insert_user(&mut tx, new, UserStatus::Inactive).await? {
             // The faster of two first sign-ins has both the address and the identity.
-            let known = self.identity(provider, subject).await?.is_some();
+            let known = identity(&mut tx, provider, subject).await?.is_some();
             return Ok(if known { FirstSignIn::Known } else { FirstSignIn::EmailTaken });
         }
         let linked = sqlx::query!(
@@ -94,17 +104,25 @@ impl Store {
         Ok(FirstSignIn::Done)
     }
 
-    /// Lets an active person sign in with an identity.
+    /// Lets an active person sign in with an identity, where they have `begun` that with a sign-in that is still good.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn link(&self, user: UserId, provider: &str, subject: &str) -> Result<Link, StoreError> {
+    pub async fn link(
+        &self,
+        user: UserId,
+        provider: &str,
+        subject: &str,
+        begun: OffsetDateTime,
+    ) -> Result<Link, StoreError> {
         sqlx::query!(
             "insert into identities (provider, subject, user_id) \
-             select $1, $2, id from users where id = $3 and status = 'active' on conflict do nothing",
+             select $1, $2, id from users where id = $3 and status = 'active' and sessions_from <= $4 \
+             on conflict do nothing",
             provider,
             subject,
-            user.uuid()
+            user.uuid(),
+            begun
         )
         .execute(&self.pool)
         .await?;

@@ -5,7 +5,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use wrenn_core::{ApiKeyId, TeamId, UserId};
 
+use super::accounts::hold_active;
 use super::audit::record;
+use super::teams::hold_team;
 use super::{Store, StoreError};
 use crate::audit::{Actor, Deed, Entry};
 
@@ -79,6 +81,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn touch_keys(&self, used: &[(ApiKeyId, OffsetDateTime)]) -> Result<(), StoreError> {
+        // In one order, so that replicas wait for each other instead of blocking each other.
+        let mut used = used.to_vec();
+        used.sort_unstable_by_key(|(id, _)| *id);
         let ids: Vec<Uuid> = used.iter().map(|(id, _)| id.uuid()).collect();
         let times: Vec<OffsetDateTime> = used.iter().map(|(_, time)| *time).collect();
         sqlx::query!(
@@ -92,7 +97,8 @@ impl Store {
         Ok(())
     }
 
-    /// Stores a key of a live team; when it was made, or nothing where the team is gone.
+    /// Stores a key of a live team; when it was made, or nothing where the team is gone or its maker's account is not active
+    /// (any more).
     ///
     /// # Errors
     /// [`StoreError`].
@@ -102,10 +108,16 @@ impl Store {
         actor: &Actor,
     ) -> Result<Option<OffsetDateTime>, StoreError> {
         let mut tx = self.pool.begin().await?;
+        let maker = match key.created_by {
+            Some(user) => hold_active(&mut tx, user).await?,
+            None => true,
+        };
+        if !maker || !hold_team(&mut tx, key.team).await? {
+            return Ok(None);
+        }
         let made = sqlx::query_scalar!(
             "insert into api_keys (id, team_id, name, key_hash, key_prefix, created_by) \
-             select $1, id, $3, $4, $5, $6 from (select id from teams where id = $2 and deleted_at is null for share) \
-             as team returning created_at",
+             values ($1, $2, $3, $4, $5, $6) returning created_at",
             key.id.uuid(),
             key.team.uuid(),
             key.name,
@@ -113,14 +125,12 @@ impl Store {
             key.prefix,
             key.created_by.map(UserId::uuid)
         )
-        .fetch_optional(&mut *tx)
+        .fetch_one(&mut *tx)
         .await?;
-        if made.is_some() {
-            let deed = Deed::KeyCreate { id: key.id, name: key.name };
-            record(&mut tx, &Entry::new(key.team, actor, deed)).await?;
-        }
+        let deed = Deed::KeyCreate { id: key.id, name: key.name };
+        record(&mut tx, &Entry::new(key.team, actor, deed)).await?;
         tx.commit().await?;
-        Ok(made)
+        Ok(Some(made))
     }
 
     /// A team's keys, newest first.

@@ -80,6 +80,15 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets letters that are not worth sending any more, also where nobody delivers; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sweep_mails(&self) -> Result<u64, StoreError> {
+        let done = sqlx::query!("delete from mails where expires_at < now()").execute(&self.pool).await?;
+        Ok(done.rows_affected())
+    }
+
     /// Makes a letter due again after `wait` seconds.
     ///
     /// # Errors

@@ -5,8 +5,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use wrenn_core::{TeamId, UserId};
 
+use super::accounts::hold_active;
 use super::audit::record;
 use super::mails::{NewMail, post};
+use super::teams::hold_team;
 use super::{Role, Store, StoreError};
 use crate::audit::{Actor, Deed, Entry};
 
@@ -34,6 +36,17 @@ pub enum MemberChange {
     Unknown,
     /// They own the team.
     IsOwner,
+}
+
+/// How joining a team went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joining {
+    /// They are in it since then.
+    Done(OffsetDateTime),
+    /// They were in it already.
+    Member,
+    /// The team is gone, or the account is not active (any more).
+    Gone,
 }
 
 struct Membership {
@@ -113,7 +126,7 @@ impl Store {
             .collect()
     }
 
-    /// Takes an active person into a team as a member; `None` where they are in it already.
+    /// Takes an active person into a live team as a member.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -124,8 +137,11 @@ impl Store {
         email: &str,
         actor: &Actor,
         mail: Option<&NewMail<'_>>,
-    ) -> Result<Option<OffsetDateTime>, StoreError> {
+    ) -> Result<Joining, StoreError> {
         let mut tx = self.pool.begin().await?;
+        if !hold_active(&mut tx, user).await? || !hold_team(&mut tx, team).await? {
+            return Ok(Joining::Gone);
+        }
         let joined = sqlx::query_scalar!(
             "insert into team_members (team_id, user_id, role) values ($1, $2, 'member') \
              on conflict (team_id, user_id) do nothing returning joined_at",
@@ -134,14 +150,14 @@ impl Store {
         )
         .fetch_optional(&mut *tx)
         .await?;
-        let Some(joined) = joined else { return Ok(None) };
+        let Some(joined) = joined else { return Ok(Joining::Member) };
         let deed = Deed::MemberAdd { user, email, role: Role::Member.as_str() };
         record(&mut tx, &Entry::new(team, actor, deed)).await?;
         if let Some(mail) = mail {
             post(&mut tx, mail).await?;
         }
         tx.commit().await?;
-        Ok(Some(joined))
+        Ok(Joining::Done(joined))
     }
 
     /// Gives a member another role.

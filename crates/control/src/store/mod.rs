@@ -39,7 +39,7 @@ pub use identities::{FirstSignIn, Link, Unlink};
 pub use keys::{KeyOwner, KeyRow, NewKey};
 pub(crate) use mails::mail_place;
 pub use mails::{DueMail, NewMail};
-pub use members::{MemberChange, MemberRow};
+pub use members::{Joining, MemberChange, MemberRow};
 pub use moves::{Advance, HostCapsule, TakeOver};
 pub use people::{FoundUser, Profile, Role, Session, UserStatus};
 pub use placing::{NewCapsule, NewForks};

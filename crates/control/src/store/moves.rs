@@ -97,12 +97,13 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let moved = sqlx::query_as!(
             Moved,
-            r#"update capsules set status = $2, reason = coalesce($4, reason), updated_at = now(), actor = $6,
+            r#"update capsules set status = $2, updated_at = now(), actor = $6,
+                reason = case when $6::jsonb is null then coalesce($4, reason) else $4 end,
                 generation = greatest(generation, coalesce($5, generation))
-            from (select id, status, actor from capsules where id = $1 for update) as old
+            from (select id, status, actor, started_at as ran_at from capsules where id = $1 for update) as old
             where capsules.id = old.id and old.status = any($3) and coalesce($5, generation) >= generation
             returning team_id, template_name, reason, old.status as was,
-                old.actor as "actor: Json<StoredActor>""#,
+                old.ran_at is null as "never_ran!", old.actor as "actor: Json<StoredActor>""#,
             id.uuid(),
             step.to.as_str(),
             &step.names(),
@@ -134,11 +135,11 @@ impl Store {
             r#"update capsules set status = 'running', generation = $2, versions = $3, reason = null, actor = null,
                 updated_at = now(), started_at = coalesce(started_at, now()),
                 last_active_at = coalesce(last_active_at, now())
-            from (select id, status, actor from capsules where id = $1 for update) as old
+            from (select id, status, actor, started_at as ran_at from capsules where id = $1 for update) as old
             where capsules.id = old.id and old.status in ('pending', 'starting', 'resuming', 'missing')
                 and generation <= $2
             returning team_id, template_name, reason, old.status as was,
-                old.actor as "actor: Json<StoredActor>""#,
+                old.ran_at is null as "never_ran!", old.actor as "actor: Json<StoredActor>""#,
             id.uuid(),
             generation,
             Json(versions) as _
@@ -165,10 +166,10 @@ impl Store {
                 versions = coalesce($7, versions), updated_at = now(),
                 started_at = coalesce(started_at, case when $4 = 'running' then now() end),
                 last_active_at = coalesce(last_active_at, case when $4 = 'running' then now() end)
-            from (select id, status, actor from capsules where id = $1 for update) as old
+            from (select id, status, actor, started_at as ran_at from capsules where id = $1 for update) as old
             where capsules.id = old.id and old.status = $2 and generation = $3
             returning team_id, template_name, reason, old.status as was,
-                old.actor as "actor: Json<StoredActor>""#,
+                old.ran_at is null as "never_ran!", old.actor as "actor: Json<StoredActor>""#,
             seen.id.uuid(),
             seen.status.as_str(),
             seen.generation,

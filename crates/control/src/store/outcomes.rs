@@ -16,6 +16,7 @@ pub(super) struct Moved {
     pub(super) template_name: String,
     pub(super) reason: Option<String>,
     pub(super) was: String,
+    pub(super) never_ran: bool,
     pub(super) actor: Option<Json<StoredActor>>,
 }
 
@@ -29,7 +30,11 @@ impl Moved {
         to: CapsuleStatus,
         repaired: bool,
     ) -> Result<(), StoreError> {
-        let from = status(&self.was)?;
+        let from = match status(&self.was)? {
+            // Its host fell silent before it was known to run.
+            CapsuleStatus::Missing if self.never_ran => CapsuleStatus::Starting,
+            from => from,
+        };
         let Some(Outcome { act, worked }) = outcome(from, to, repaired) else { return Ok(()) };
         let lost = matches!(act, CapsuleAct::Error | CapsuleAct::Snapshot);
         let actor = match self.actor {

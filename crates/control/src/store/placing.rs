@@ -7,6 +7,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 use wrenn_core::{CapsuleId, CapsuleStatus, HostId, Metadata, Shape, TeamId};
 
+use super::teams::hold_team;
 use super::{HostLoad, HostStatus, Store, StoreError};
 use crate::audit::Actor;
 
@@ -68,9 +69,7 @@ impl Store {
     ) -> Result<Result<HostId, E>, StoreError> {
         let mut tx = self.locked().await?;
         // Shared with nobody who deletes the team: what is stored now is found by whoever does so later.
-        sqlx::query!("select id from teams where id = $1 for share", new.team.uuid())
-            .fetch_one(&mut *tx)
-            .await?;
+        hold_team(&mut tx, new.team).await?;
         let loads = host_loads(&mut tx, new.team, None).await?;
         let online: Vec<HostLoad> = loads.into_iter().map(|(_, load)| load).collect();
         let host = match choose(&online) {
@@ -93,6 +92,9 @@ impl Store {
         admit: impl FnOnce(HostStatus, &HostLoad) -> Result<(), E> + Send,
     ) -> Result<Result<bool, E>, StoreError> {
         let mut tx = self.locked().await?;
+        if !hold_team(&mut tx, new.team).await? {
+            return Ok(Ok(false));
+        }
         let host = sqlx::query_scalar!(
             "select host_id from capsules where id = $1 and status = 'running' for share",
             new.source.uuid()

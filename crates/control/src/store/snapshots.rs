@@ -18,6 +18,7 @@ use wrenn_core::{CapsuleId, CapsuleStatus, HostId, TeamId};
 
 use super::audit::record;
 use super::capsules::status;
+use super::teams::hold_team;
 use super::{Store, StoreError};
 use crate::audit::{Actor, Deed, Entry, StoredActor};
 
@@ -55,7 +56,7 @@ pub enum Begun {
     NameTaken,
     /// A template of that name is being made.
     InTheMaking,
-    /// The capsule is neither running nor paused.
+    /// The capsule is neither running nor paused, or its team is gone.
     WrongState,
 }
 
@@ -82,6 +83,11 @@ fn actor_of(stored: Option<Json<StoredActor>>) -> Actor {
     Actor::from(stored.map(|Json(stored)| stored))
 }
 
+/// The end of a template, as a deed.
+fn deletion(team: TeamId, name: &str) -> Deed<'_> {
+    if team == TeamId::PLATFORM { Deed::TemplateDelete { name } } else { Deed::SnapshotDelete { name } }
+}
+
 impl Store {
     /// Reserves a name and makes the capsule `snapshotting`, both or neither.
     ///
@@ -89,6 +95,9 @@ impl Store {
     /// [`StoreError`].
     pub async fn begin_snapshot(&self, new: &NewSnapshot<'_>) -> Result<Begun, StoreError> {
         let mut tx = self.pool.begin().await?;
+        if !hold_team(&mut tx, new.team).await? {
+            return Ok(Begun::WrongState);
+        }
         expire(&mut tx, None, Some((new.team, new.name))).await?;
         let was = sqlx::query_scalar!(
             "update capsules set status = $2, updated_at = now() \
@@ -248,31 +257,35 @@ impl Store {
         .fetch_optional(&mut *tx)
         .await?;
         if let Some(Handled { name, actor }) = gone {
-            let of_platform = team.uuid().is_nil();
-            let deed = if of_platform {
-                Deed::TemplateDelete { name: &name }
-            } else {
-                Deed::SnapshotDelete { name: &name }
-            };
-            record(&mut tx, &Entry::new(team, &actor_of(actor), deed)).await?;
+            record(&mut tx, &Entry::new(team, &actor_of(actor), deletion(team, &name))).await?;
         }
         tx.commit().await?;
         Ok(())
     }
 
-    /// Puts a template back into use whose files could not be removed.
+    /// Puts a template back into use whose files could not be removed, for this reason.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn undo_delete(&self, team: TeamId, id: Uuid) -> Result<(), StoreError> {
-        sqlx::query!(
-            "update templates set state = 'active', state_since = now(), actor = null \
-             where team_id = $1 and id = $2 and state = 'deleting'",
+    pub async fn undo_delete(&self, team: TeamId, id: Uuid, cause: &str) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let kept = sqlx::query_as!(
+            Handled,
+            r#"update templates set state = 'active', state_since = now(), actor = null
+            from (select id, actor from templates where team_id = $1 and id = $2 for update) as old
+            where templates.team_id = $1 and templates.id = old.id and state = 'deleting'
+            returning name, old.actor as "actor: Json<StoredActor>""#,
             team.uuid(),
             id
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
+        if let Some(Handled { name, actor }) = kept {
+            let actor = actor_of(actor);
+            let entry = Entry { failure: Some(cause), ..Entry::new(team, &actor, deletion(team, &name)) };
+            record(&mut tx, &entry).await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 
@@ -365,19 +378,30 @@ async fn expire(
     host: Option<HostId>,
     name: Option<(TeamId, &str)>,
 ) -> Result<(), StoreError> {
-    sqlx::query!(
-        "with gone as (delete from templates where state <> 'active' \
-            and state_since < now() - make_interval(secs => $4) \
-            and ($1::uuid is null or host_id = $1) \
-            and ($2::uuid is null or (team_id = $2 and name = $3)) returning host_id, team_id, id) \
-         insert into template_deletions (host_id, team_id, template_id) \
-         select host_id, team_id, id from gone where host_id is not null on conflict do nothing",
+    let gone = sqlx::query!(
+        r#"with gone as (delete from templates where state <> 'active'
+            and state_since < now() - make_interval(secs => $4)
+            and ($1::uuid is null or host_id = $1)
+            and ($2::uuid is null or (team_id = $2 and name = $3)) returning host_id, team_id, id, name, state, actor),
+        left_over as (insert into template_deletions (host_id, team_id, template_id)
+            select host_id, team_id, id from gone where host_id is not null on conflict do nothing)
+        select team_id, name, state, actor as "actor: Json<StoredActor>" from gone"#,
         host.map(HostId::uuid),
         name.map(|(team, _)| team.uuid()),
         name.map(|(_, name)| name),
         UNFINISHED.as_secs_f64()
     )
-    .execute(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
+    for template in gone {
+        let (team, actor) = (TeamId::from_uuid(template.team_id), actor_of(template.actor));
+        let entry = if template.state == "creating" {
+            let made = Entry::new(team, &actor, Deed::SnapshotCreate { name: &template.name });
+            Entry { failure: Some("it took too long and was given up"), ..made }
+        } else {
+            Entry::new(team, &actor, deletion(team, &template.name))
+        };
+        record(tx, &entry).await?;
+    }
     Ok(())
 }

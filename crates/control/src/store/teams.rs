@@ -4,11 +4,13 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use wrenn_core::{CapsuleId, TeamId, UserId};
+use wrenn_core::{CapsuleId, CapsuleStatus, TeamId, UserId};
 
+use super::accounts::hold_active;
 use super::audit::record;
+use super::outcomes::Moved;
 use super::{Role, Store, StoreError};
-use crate::audit::{Actor, Deed, Entry};
+use crate::audit::{Actor, Deed, Entry, StoredActor};
 
 /// A team.
 #[derive(Debug, Clone)]
@@ -43,6 +45,17 @@ pub enum TeamDeletion {
     Done(Vec<CapsuleId>),
     /// There is no such team (any more).
     Unknown,
+}
+
+/// Keeps a team from being deleted until the end of the transaction; false where it is gone.
+///
+/// Rows are locked in one order by all who lock several: people, their tokens, teams, keys, capsules.
+pub(super) async fn hold_team(connection: &mut PgConnection, team: TeamId) -> Result<bool, StoreError> {
+    let found =
+        sqlx::query!("select id from teams where id = $1 and deleted_at is null for share", team.uuid())
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.is_some())
 }
 
 pub(super) async fn insert_team(
@@ -112,28 +125,53 @@ pub(super) async fn stop_capsules(
     actor: &Actor,
     reason: &str,
 ) -> Result<Vec<CapsuleId>, StoreError> {
-    let ids = sqlx::query_scalar!(
-        "update capsules set status = 'stopping', reason = $3, actor = $2, updated_at = now() \
-         where team_id = any($1) and status not in ('stopping', 'stopped', 'error') returning id",
+    let stopped = sqlx::query!(
+        r#"update capsules set status = 'stopping', reason = $3, actor = $2, updated_at = now()
+        from (select id, status, actor, started_at as ran_at from capsules
+            where team_id = any($1) and status not in ('stopping', 'stopped', 'error') order by id for update) as old
+        where capsules.id = old.id
+        returning capsules.id, team_id, template_name, reason, old.status as was,
+            old.ran_at is null as "never_ran!", old.actor as "actor: Json<StoredActor>""#,
         teams,
         actor.stored().map(Json) as _,
         reason
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(ids.into_iter().map(CapsuleId::from_uuid).collect())
+    let mut ids = Vec::with_capacity(stopped.len());
+    for row in stopped {
+        let id = CapsuleId::from_uuid(row.id);
+        let moved = Moved {
+            team_id: row.team_id,
+            template_name: row.template_name,
+            reason: row.reason,
+            was: row.was,
+            never_ran: row.never_ran,
+            actor: row.actor,
+        };
+        moved.record(connection, id, CapsuleStatus::Stopping, false).await?;
+        ids.push(id);
+    }
+    Ok(ids)
 }
 
 impl Store {
-    /// Makes a team with its owner.
+    /// Makes a team with its owner; nothing where their account is not active (any more).
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn create_team(&self, team: &NewTeam<'_>, owner: UserId) -> Result<TeamRow, StoreError> {
+    pub async fn create_team(
+        &self,
+        team: &NewTeam<'_>,
+        owner: UserId,
+    ) -> Result<Option<TeamRow>, StoreError> {
         let mut tx = self.pool.begin().await?;
+        if !hold_active(&mut tx, owner).await? {
+            return Ok(None);
+        }
         insert_team(&mut tx, team, owner, false).await?;
         tx.commit().await?;
-        self.team(team.id).await?.ok_or(StoreError::Corrupt("team"))
+        self.team(team.id).await
     }
 
     /// A team that is not deleted.

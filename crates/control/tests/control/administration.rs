@@ -231,3 +231,18 @@ async fn the_platform_has_capsules_and_templates_of_its_own_fake_agent() {
     ];
     assert_eq!(deeds(&log), expected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_made_while_an_account_is_locked_do_not_outlive_it() {
+    let server = Server::start(Duration::ZERO).await;
+    let root = server.administrator().await;
+    for _ in 0..5 {
+        let ada = server.owner("Ada").await;
+        let make = async || answer(server.by(&ada, Method::POST, "/v1/api-keys").json(&json!({}))).await;
+        let lock =
+            put(&server, &root, format!("/v1/admin/users/{}/active", ada.id), json!({"active": false}));
+        tokio::join!(make(), make(), make(), lock, make(), make(), make());
+        let left = format!("select count(*) from api_keys where created_by = '{}'", ada.id.uuid());
+        assert_eq!(server.number(&left).await, 0);
+    }
+}

@@ -69,7 +69,7 @@ async fn a_database_that_takes_no_more_connections_is_503_until_it_does() {
     let server = Server::start_alone(Duration::ZERO).await;
     let ada = server.owner("Ada").await;
     // No new connections, and those that there are end.
-    server.sql("alter database postgres with allow_connections false").await;
+    server.sql_in("template1", "alter database postgres with allow_connections false").await;
     server
         .sql_in(
             "template1",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use wrenn_oauth::testing::{FakeGitHub, FakeOidc, GitHubProfile, OidcProfile};
 
 use crate::support::people::Person;
-use crate::support::{Server, answer, refused};
+use crate::support::{JWT_SECRET, Server, answer, refused};
 
 const DASHBOARD: &str = "https://wrenn.example";
 
@@ -102,6 +102,14 @@ impl Walk {
     }
 }
 
+/// As the server signs the state.
+fn signature(text: &str) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(JWT_SECRET.as_bytes()).unwrap();
+    mac.update(text.as_bytes());
+    hex::encode(mac.finalize().into_bytes())
+}
+
 fn ada() -> GitHubProfile {
     let mut profile = GitHubProfile::new(1815, "ada");
     profile.name = Some("Ada Lovelace".to_owned());
@@ -167,6 +175,13 @@ async fn the_state_cookie_is_signed_short_lived_and_bound_to_its_browser() {
     );
     // The code has been used by now.
     walk.says(&walk.visit(&callback, &cookies).await, "exchange_failed");
+    // A cookie that was kept for too long is as good as none.
+    let old = format!("{:08x}{}", time::OffsetDateTime::now_utc().unix_timestamp() - 700, "0".repeat(24));
+    let kept = format!("oauth_state={old}:{}:login", signature(&format!("{old}:login")));
+    let late = walk.server.url(&format!("/auth/oauth/github/callback?code=x&state={old}"));
+    walk.says(&walk.visit(&late, &[kept]).await, "invalid_state");
+    let odd = walk.server.url("/auth/oauth/a%0ab/callback?code=x");
+    assert!(walk.visit(&odd, &[]).await.location.ends_with("/auth/a%0Ab/callback?error=invalid_state"));
     let without_code = callback.split('?').next().unwrap().to_owned()
         + "?state="
         + cookies[0].split(['=', ':']).nth(1).unwrap();

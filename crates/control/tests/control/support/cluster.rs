@@ -19,7 +19,8 @@ impl Cluster {
     /// Makes and starts a server. Call it on the thread that runs the test: the server dies with that thread.
     pub async fn start() -> Self {
         let dir = directory();
-        let copied = Command::new("cp").arg("-a").arg(template()).arg(dir.path().join("data")).status().unwrap();
+        let copied =
+            Command::new("cp").arg("-a").arg(template()).arg(dir.path().join("data")).status().unwrap();
         assert!(copied.success(), "cannot copy a data directory");
         let mut cluster = Self { dir, server: None };
         cluster.resume().await;
