@@ -11,13 +11,14 @@ WRENN=$PWD/target/debug/wrenn
 export WRENN_IMAGE_CACHE=$CACHE
 # Results of earlier runs must not decide this one.
 unset WRENN_API_KEY WRENN_BASE_URL WRENN_DIR DATABASE_URL
+export WRENN_CREDENTIALS=$WORK/credentials.json
 
 say "formatting"
 cargo fmt --all --check
 
 say "guest daemon"
 cargo build --locked --profile guest --target x86_64-unknown-linux-musl -p wrenn-guest
-export WRENN_GUEST_BIN=$GUEST WRENN_TEST_PYTHON=$WORK/python/bin/python
+export WRENN_GUEST_BIN=$GUEST WRENN_PROGRAM=$WRENN WRENN_TEST_PYTHON=$WORK/python/bin/python
 
 say "programs of the tests"
 scripts/python-env.sh "$WORK/python"
@@ -40,6 +41,9 @@ down() { "$WRENN" down --destroy-capsules; }
 rm -rf "$WRENN_DIR"
 trap 'status=$?; down || status=1; [ $status = 0 ] || tail -n 60 "$WRENN_DIR/logs/wrenn.log" || true; exit $status' EXIT
 "$WRENN" up --detach
+
+say "fuzzing the API by its description"
+timeout --kill-after=30 600 tests/fuzz.sh "$WRENN" "$WORK/python"
 
 say "command line"
 bash tests/cli.sh "$WRENN"

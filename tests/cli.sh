@@ -73,6 +73,29 @@ equals "what was made of it is not" kept "$("$wrenn" capsule exec "$copy" -- cat
 
 key=$("$wrenn" keys create cli-test)
 equals "a new key works" "$id" "$(WRENN_API_KEY=$key "$wrenn" capsule ls -q | grep -x "$id")"
+export WRENN_CREDENTIALS=$(mktemp -d)/credentials.json
+email=cli-$$@example.com
+"$wrenn" admin create-user "$email" --admin <<<"a long password" >/dev/null
+equals "an account is made once" 1 "$(code "$wrenn" admin create-user "$email" <<<"a long password")"
+equals "a wrong password is refused" 1 "$(code "$wrenn" login --email "$email" <<<"another one")"
+env -u WRENN_API_KEY "$wrenn" login --email "$email" <<<"a long password" >/dev/null
+equals "the credentials are their owner's alone" 600 "$(stat -c %a "$WRENN_CREDENTIALS")"
+equals "whoami says who is signed in" "$email" "$("$wrenn" whoami --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["email"])')"
+equals "the first administrator owns the machine's team" owner "$("$wrenn" teams ls --json | python3 -c 'import json,sys; print(json.load(sys.stdin)[0]["role"])')"
+equals "and sees what its key has made" "$id" "$(env -u WRENN_API_KEY "$wrenn" capsule ls -q | grep -x "$id")"
+person_key=$("$wrenn" keys create from-a-person)
+equals "the log names the maker of a key" "$email" "$("$wrenn" keys ls --json | python3 -c 'import json,sys; print(next(k["creator_email"] for k in json.load(sys.stdin) if k["name"] == "from-a-person"))')"
+equals "the log has it" 1 "$("$wrenn" audit --resource-type api_key --limit 1 --json | grep -c from-a-person)"
+equals "a person's key works" "$id" "$(WRENN_API_KEY=$person_key "$wrenn" capsule ls -q | grep -x "$id")"
+equals "administrators list people" 1 "$("$wrenn" admin users ls --json | grep -c "$email")"
+"$wrenn" admin set-password "$email" <<<"another password"
+sleep 1.1 # a token of the same second would still be good
+equals "a new password ends the sign-ins of before" 1 "$(code "$wrenn" whoami)"
+env -u WRENN_API_KEY "$wrenn" login --email "$email" <<<"another password" >/dev/null
+"$wrenn" logout >/dev/null
+equals "after a sign-out there is nobody" 1 "$(code "$wrenn" whoami)"
+"$wrenn" admin secrets rotate
+equals "the old key stays while somebody may still seal with it" 1 "$(code "$wrenn" admin secrets reseal)"
 "$wrenn" completion bash | grep -q 'complete -F' || fail "completion"
 ok "completion for bash"
 
@@ -94,6 +117,8 @@ equals "and nothing to the old one" 0 "$(grep -c anew "$log.1" || true)"
 
 "$wrenn" down >/dev/null
 "$wrenn" up --detach >/dev/null
+equals "secrets are sealed with the new key" 0 "$(code "$wrenn" admin secrets reseal)"
+equals "the keys of before are forgotten" 0 "$(grep -c old_secrets_keys "$WRENN_DIR/secrets.json")"
 agent=${WRENN_AGENT_LISTEN:-127.0.0.1:8443}
 equals "a platform that is up again has an agent that listens" 0 "$(code python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])))' "${agent%:*}" "${agent##*:}")"
 echo "$passed passed, 0 failed"

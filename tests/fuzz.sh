@@ -7,7 +7,7 @@
 # ($WRENN_DIR), and asks as nobody, as a program with a key, and as an administrator of the platform.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-wrenn=$1 python=$2
+wrenn=$(realpath "$1") python=$(realpath "$2")
 socket=$WRENN_DIR/postgres/socket
 database=fuzz_$$
 work=$(mktemp -d)
@@ -25,11 +25,12 @@ end() {
 trap end EXIT
 psql -q -h "$socket" -U postgres -c "create database $database" postgres
 
-run() {
-  env -u WRENN_API_KEY -u WRENN_BASE_URL WRENN_DIR="$work" WRENN_LISTEN=127.0.0.1:"$port" \
+# In a subshell of its own, so that what runs in the background can be ended by its process id.
+run() (
+  exec env -u WRENN_API_KEY -u WRENN_BASE_URL WRENN_DIR="$work" WRENN_LISTEN=127.0.0.1:"$port" \
     WRENN_SIGNINS_PER_MINUTE=100000 WRENN_PASSWORD_TRIES=100000 \
     DATABASE_URL="postgres://postgres@localhost/$database?host=$socket" "$wrenn" "$@"
-}
+)
 run control-plane 2>"$work/log" &
 plane=$!
 for _ in $(seq 100); do curl -fs "$url/health" >/dev/null && break || sleep 0.2; done
@@ -56,9 +57,10 @@ fuzz() {
   local who=$1
   shift
   printf '\n--- as %s\n' "$who"
-  "$python/bin/python" -m schemathesis.cli --config-file "$work/schemathesis.toml" run "$url/openapi.yaml" \
+  # Where it is asked from, it leaves notes.
+  (cd "$work" && "$python/bin/python" -m schemathesis.cli --config-file "$work/schemathesis.toml" run "$url/openapi.yaml" \
     --phases examples,coverage,fuzzing --max-examples "${FUZZ_EXAMPLES:-15}" --max-redirects 0 --no-color \
-    --suppress-health-check all --warnings off --seed "${FUZZ_SEED:-1}" --request-timeout 30 "$@"
+    --suppress-health-check all --warnings off --seed "${FUZZ_SEED:-1}" --request-timeout 30 "$@")
 }
 fuzz nobody
 fuzz "a program" -H "X-API-Key: $key"

@@ -28,6 +28,11 @@ pub enum AdminCommand {
     Audit(AuditArgs),
     /// Make an account without any mail, on the machine that runs the platform; the password is asked for
     CreateUser(CreateUserArgs),
+    /// Replace a forgotten password, on the machine that runs the platform; the new one is asked for
+    SetPassword {
+        /// Address of the account
+        email: String,
+    },
     /// Replace the key that seals secrets in the database, on the machine that runs the platform
     #[command(subcommand)]
     Secrets(SecretsCommand),
@@ -55,6 +60,7 @@ pub async fn run(command: AdminCommand, ctx: &Context) -> anyhow::Result<u8> {
             audit::show(&client, args, Log::Platform, ctx).await
         }
         AdminCommand::CreateUser(args) => people::create_user(&ctx.settings, args, ctx.json).await,
+        AdminCommand::SetPassword { email } => people::set_password(&ctx.settings, &email).await,
         AdminCommand::Secrets(command) => people::secrets(&ctx.settings, command, ctx.json).await,
     }
 }

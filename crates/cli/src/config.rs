@@ -322,6 +322,8 @@ settings! {
     dashboard_url: Option<BaseUrl> = None, "WRENN_DASHBOARD_URL", "URL";
     /// Proxies before the API whose X-Forwarded-For is believed, as networks separated by commas.
     trusted_proxies: Networks = Networks::default(), "WRENN_TRUSTED_PROXIES", "NETWORKS";
+    /// Whether people may sign up by themselves; otherwise accounts are made on the machine.
+    signup: bool = true, "WRENN_SIGNUP", "BOOL";
     /// Sign-in requests that one address may make in a minute.
     signins_per_minute: u32 = 60, "WRENN_SIGNINS_PER_MINUTE", "COUNT";
     /// Wrong passwords that one account takes at a time; one more every 30 seconds.

@@ -7,6 +7,7 @@ use wrenn_control::admin::{self, LocalUser};
 use wrenn_control::{Error, Store};
 
 use super::postgres::Cluster;
+use super::process::RunFile;
 use super::roles::secret_keys;
 use super::secrets::Secrets;
 use crate::config::Settings;
@@ -62,6 +63,17 @@ pub async fn create_user(settings: &Settings, args: CreateUserArgs, json: bool) 
     } else {
         output::line(&id.to_string())?;
     }
+    Ok(0)
+}
+
+/// Replaces the password of an account, for people whom no mail reaches.
+///
+/// # Errors
+/// Where there is no such active account, the password is too short, or the database refuses.
+pub async fn set_password(settings: &Settings, email: &str) -> anyhow::Result<u8> {
+    let store = store(settings).await?;
+    let password = crate::prompt::secret("New password: ").await?;
+    admin::set_password(&store, email, &password).await?;
     Ok(0)
 }
 
@@ -134,6 +146,12 @@ pub async fn secrets(settings: &Settings, command: SecretsCommand, json: bool) -
             );
         }
         SecretsCommand::Reseal => {
+            if current.is_none() && seals_with_the_old_key(&dir) {
+                bail!(Hinted::new(
+                    "the platform that is running has been started before the key was replaced".to_owned(),
+                    "restart it (`wrenn down`, then `wrenn up`) and reseal then",
+                ));
+            }
             let keys = secret_keys(&dir, current.as_deref(), old.as_deref())?;
             let store = store(settings).await?;
             let count = admin::reseal(&store, &keys).await.map_err(hinted)?;
@@ -148,6 +166,13 @@ pub async fn secrets(settings: &Settings, command: SecretsCommand, json: bool) -
         }
     }
     Ok(0)
+}
+
+/// Whether the running platform does not know the newest key yet.
+fn seals_with_the_old_key(dir: &Path) -> bool {
+    let written = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    let (key, started) = (written(&Secrets::path(dir)), written(&RunFile::path(dir)));
+    RunFile::read(dir).is_some() && key > started
 }
 
 fn hinted(error: Error) -> anyhow::Error {

@@ -64,7 +64,8 @@ pub struct RunFile {
 }
 
 impl RunFile {
-    fn path(dir: &Path) -> PathBuf {
+    /// Where it is.
+    pub fn path(dir: &Path) -> PathBuf {
         dir.join("run").join("up.json")
     }
 

@@ -53,7 +53,7 @@ pub fn secret_keys(dir: &Path, current: Option<&str>, old: Option<&str>) -> anyh
     let parse = |text: &str| text.parse::<SecretKey>().context("cannot use a secrets key");
     let given: Vec<&str> =
         old.unwrap_or_default().split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
-    if let Some(current) = current {
+    if let Some(current) = current.filter(|key| !key.trim().is_empty()) {
         let old = given.into_iter().map(parse).collect::<anyhow::Result<_>>()?;
         return Ok(SecretKeys { current: parse(current)?, old });
     }
@@ -159,8 +159,8 @@ pub async fn control_plane(settings: &Settings, args: &ControlArgs) -> anyhow::R
         .map(|url| url.expose().to_owned())
         .context("no database: set DATABASE_URL, or let `wrenn up` run a private one")?;
     let jwt_secret = match &args.jwt_secret {
-        Some(given) => given.clone(),
-        None => Secrets::open_or_create(&dir)?.jwt_secret,
+        Some(given) if !given.is_empty() => given.clone(),
+        _ => Secrets::open_or_create(&dir)?.jwt_secret,
     };
     let secrets = secret_keys(&dir, args.secrets_key.as_deref(), args.secrets_keys_old.as_deref())?;
     let mut config =
@@ -169,6 +169,7 @@ pub async fn control_plane(settings: &Settings, args: &ControlArgs) -> anyhow::R
     config.public_url = public_url.unwrap_or_else(|| local_url(settings.listen.value));
     let dashboard_url = settings.dashboard_url.value.as_ref().map(|url| url.as_str().to_owned());
     config.dashboard_url = dashboard_url.unwrap_or_else(|| config.public_url.clone());
+    config.signup = settings.signup.value;
     config.trusted_proxies.clone_from(&settings.trusted_proxies.value.0);
     config.auth_limits = auth_limits(settings);
     config.smtp = smtp(settings)?;

@@ -1,6 +1,6 @@
 //! Secrets of a deployment that `wrenn up` makes at its first start.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ impl Secrets {
     /// # Errors
     /// Where the file is damaged or cannot be written.
     pub fn open_or_create(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join(FILE);
+        let path = Self::path(dir);
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let stored: Self = serde_json::from_slice(&bytes)
@@ -59,9 +59,14 @@ impl Secrets {
         }
     }
 
+    /// Where the secrets of a data directory are.
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join(FILE)
+    }
+
     fn write(&self, dir: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
-        wrenn_agent::record::write_atomically(&dir.join(FILE), &text, 0o600)?;
+        wrenn_agent::record::write_atomically(&Self::path(dir), &text, 0o600)?;
         Ok(())
     }
 
@@ -80,6 +85,9 @@ impl Secrets {
     /// # Errors
     /// Where the file cannot be written.
     pub fn forget_old(&mut self, dir: &Path) -> anyhow::Result<()> {
+        if self.old_secrets_keys.is_empty() {
+            return Ok(());
+        }
         self.old_secrets_keys.clear();
         self.write(dir)
     }

@@ -70,7 +70,7 @@ pub struct UpArgs {
     /// Make an account with this address that administers the platform, without any mail, where there is none yet
     #[arg(long, env = "WRENN_ADMIN_EMAIL", value_name = "ADDRESS")]
     pub admin_email: Option<String>,
-    /// Password of that account; where absent one is made and shown once
+    /// Password of that account; where absent one is made and left in the file `admin-password` of the data directory
     #[arg(long, env = "WRENN_ADMIN_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub admin_password: Option<String>,
     /// Set by `--detach` on the process it leaves behind
@@ -85,6 +85,10 @@ pub struct UpArgs {
 pub async fn run(settings: &Settings, args: &UpArgs) -> anyhow::Result<u8> {
     let dir = settings.dir.value.clone();
     if let Some(running) = RunFile::read(&dir).filter(|file| file.ready) {
+        if let Some(email) = &args.admin_email {
+            let store = people::store(settings).await?;
+            people::ensure_admin(&store, &dir, email, args.admin_password.as_deref()).await?;
+        }
         println!("The platform is already running (process {}).", running.process.pid);
         print_banner(&dir, &running.url, None);
         return Ok(0);
@@ -238,11 +242,7 @@ async fn start(settings: &Settings, dir: &Path, url: &str, args: &UpArgs) -> any
         control_env.retain(|(name, _)| name != "WRENN_SETTLE_MS");
         control_env.push(("WRENN_SETTLE_MS".to_owned(), EMULATED_SETTLE.as_millis().to_string()));
     }
-    control_env.push(("WRENN_JWT_SECRET".to_owned(), secrets.jwt_secret));
-    if std::env::var_os("WRENN_SECRETS_KEY").is_none() {
-        control_env.push(("WRENN_SECRETS_KEY".to_owned(), secrets.secrets_key));
-        control_env.push(("WRENN_SECRETS_KEYS_OLD".to_owned(), secrets.old_secrets_keys.join(",")));
-    }
+    add_secrets(&mut control_env, secrets);
     let mut agent_env = env;
     agent_env.retain(|(name, _)| !CONTROL_ONLY.contains(&name.as_str()));
     agent_env.push(("WRENN_CONTROL_URL".to_owned(), url.to_owned()));
@@ -253,6 +253,19 @@ async fn start(settings: &Settings, dir: &Path, url: &str, args: &UpArgs) -> any
     let control = Role::start("control-plane", control_env, &UP_ONLY)?;
     let agent = Role::start("agent", agent_env, &CONTROL_ONLY)?;
     Ok(Platform { store, cluster, control, agent, hangup, heard_before })
+}
+
+/// Gives the control plane the secrets of the data directory, except where it is given others.
+fn add_secrets(env: &mut Vec<(String, String)>, secrets: Secrets) {
+    let given = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    if given("WRENN_JWT_SECRET").is_none() {
+        env.push(("WRENN_JWT_SECRET".to_owned(), secrets.jwt_secret));
+    }
+    if given("WRENN_SECRETS_KEY").is_none() {
+        let old = secrets.old_secrets_keys.into_iter().chain(given("WRENN_SECRETS_KEYS_OLD"));
+        env.push(("WRENN_SECRETS_KEYS_OLD".to_owned(), old.collect::<Vec<_>>().join(",")));
+        env.push(("WRENN_SECRETS_KEY".to_owned(), secrets.secrets_key));
+    }
 }
 
 fn is_emulated(settings: &Settings) -> bool {
