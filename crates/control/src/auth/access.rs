@@ -12,7 +12,7 @@ use super::tokens::{Claims, bearer};
 use crate::api::ApiError;
 use crate::audit::Actor;
 use crate::state::App;
-use crate::store::{Role, Session, UserStatus};
+use crate::store::{Role, Session, StoreError, UserStatus};
 
 /// Who acts for a team: a program with its key, or a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +157,19 @@ fn person(claims: &Claims, session: Session) -> SignedIn {
         team: claims.team_id,
         role: session.role,
         team_deleted: session.team_deleted,
+    }
+}
+
+/// Whether somebody who was let in may still act: the key is in force, or the account is active and in the team, or an
+/// administrator where that is what let them in.
+pub(crate) async fn may_go_on(app: &App, caller: &Caller, as_administrator: bool) -> Result<bool, StoreError> {
+    match &caller.actor {
+        Actor::ApiKey { id, .. } => app.store.is_key_in_force(caller.team, *id).await,
+        Actor::User { id, .. } => Ok(app.store.session(*id, caller.team).await?.is_some_and(|session| {
+            let ranked = if as_administrator { session.is_admin } else { session.role.is_some() };
+            session.status == UserStatus::Active && ranked
+        })),
+        Actor::System => Ok(true),
     }
 }
 

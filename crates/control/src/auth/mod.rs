@@ -14,7 +14,7 @@ mod password;
 mod tokens;
 
 pub use access::{Administrator, Caller, SignedIn, TeamAdmin, TeamMember, TeamOwner};
-pub(crate) use access::{administrator, authenticate, by_token, ranked};
+pub(crate) use access::{administrator, authenticate, by_token, may_go_on, ranked};
 pub use client::ClientAddress;
 pub(crate) use client::{Peer, is_https};
 pub(crate) use cookies::{CookieJar, Cookies, Signer};

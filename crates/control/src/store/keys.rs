@@ -76,6 +76,21 @@ impl Store {
         }))
     }
 
+    /// Whether a team has a key of this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn is_key_in_force(&self, team: TeamId, key: ApiKeyId) -> Result<bool, StoreError> {
+        let found = sqlx::query_scalar!(
+            r#"select exists (select from api_keys where id = $1 and team_id = $2) as "found!""#,
+            key.uuid(),
+            team.uuid()
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(found)
+    }
+
     /// Records the use of several keys at once.
     ///
     /// # Errors

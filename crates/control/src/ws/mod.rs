@@ -22,6 +22,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::error::CapacityError;
 use wrenn_core::limits::MAX_WS_MESSAGE;
@@ -195,6 +196,8 @@ struct Session {
     dialect: Dialect,
     out: mpsc::Sender<Message>,
     inbound: SplitStream<WebSocket>,
+    /// Cancelled when the caller may not use the capsule any more.
+    lapsed: CancellationToken,
 }
 
 impl Handshake {
@@ -239,12 +242,34 @@ impl SocketTask {
         let (sink, inbound) = socket.split();
         let (out, queue) = mpsc::channel(QUEUE);
         let writer = app.tasks.spawn(write(sink, queue, dialect.beat()));
-        let mut session = Session { app: app.clone(), team: None, capsule, dialect, out, inbound };
+        let lapsed = CancellationToken::new();
+        // Ends the watch with the session, however that ends.
+        let _watched = lapsed.clone().drop_guard();
+        let mut session = Session { app: app.clone(), team: None, capsule, dialect, out, inbound, lapsed };
         let ending = match session.admit(proof).await {
             Ok(guest) => body(&mut session, guest).await,
             Err(ending) => ending,
         };
         session.finish(ending, writer).await;
+    }
+}
+
+/// Looks every [`BEAT_EVERY`] whether the caller may still use the socket, and says where they may not.
+async fn watch(app: App, realm: Realm, caller: Caller, lapsed: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = lapsed.cancelled() => return,
+            () = app.shutdown.cancelled() => return,
+            () = tokio::time::sleep(BEAT_EVERY) => {}
+        }
+        match auth::may_go_on(&app, &caller, realm == Realm::Platform).await {
+            // A database that is away ends nobody's terminal.
+            Ok(true) | Err(_) => {}
+            Ok(false) => {
+                tracing::info!(team.id = %caller.team, "a socket ends: its caller may not use it any more");
+                return lapsed.cancel();
+            }
+        }
     }
 }
 
@@ -272,6 +297,7 @@ impl Session {
             Err(error) => return Err(self.refuse(error).await),
         };
         self.team = Some(caller.team);
+        self.app.tasks.spawn(watch(self.app.clone(), proof.realm, caller.clone(), self.lapsed.clone()));
         match crate::capsules::guest(&self.app, caller.team, self.capsule).await {
             Ok(guest) => Ok(guest),
             Err(error) => Err(self.refuse(error).await),
@@ -309,6 +335,7 @@ impl Session {
             let next = tokio::select! {
                 next = timeout(IDLE, self.inbound.next()) => next.map_err(|_| Ending::Idle)?,
                 () = self.app.shutdown.cancelled() => return Err(Ending::Shutdown),
+                () = self.lapsed.cancelled() => return Err(Ending::Unauthorized),
             };
             match next {
                 Some(Ok(Message::Text(text))) => {

@@ -339,3 +339,27 @@ async fn a_token_opens_a_socket_in_the_handshake_the_address_or_the_first_messag
     let plain = server.http.get(server.url(&format!("/v1/capsules?token={}", ada.token)));
     assert_eq!(crate::support::answer(plain).await.0, 401);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_socket_ends_with_the_right_to_it_fake_agent() {
+    let (server, _agent) = Server::with_agent(PATIENCE).await;
+    let owner = server.owner("Ada").await;
+    let member = server.person("Zoe", owner.team, "member").await;
+    let (status, made) = server.send_by(&owner, reqwest::Method::POST, "/v1/capsules", &json!({})).await;
+    assert_eq!(status, 201, "{made}");
+    let path = format!("/v1/capsules/{}/exec/stream", made["id"].as_str().unwrap());
+    let open = async |token: &str| {
+        let mut socket = Socket::open(&server, &format!("{path}?token={token}"), None).await;
+        socket.say(json!({"type": "start", "cmd": "wait"})).await;
+        assert_eq!(socket.text().await["type"], "start");
+        socket
+    };
+    let (mut theirs, mut owners) = (open(&member.token).await, open(&owner.token).await);
+    let membership = format!("/v1/teams/{}/members/{}", owner.team, member.id);
+    let removed = crate::support::answer(server.by(&owner, reqwest::Method::DELETE, &membership)).await;
+    assert_eq!(removed.0, 204);
+    assert_eq!(theirs.text().await, json!({"type": "error", "data": "authentication failed"}));
+    theirs.closed(1008).await;
+    owners.say(json!({"type": "stop"})).await;
+    assert_eq!(owners.text().await["type"], "exit");
+}
