@@ -25,13 +25,14 @@ end() {
 trap end EXIT
 psql -q -h "$socket" -U postgres -c "create database $database" postgres
 
-# In a subshell of its own, so that what runs in the background can be ended by its process id.
-run() (
-  exec env -u WRENN_API_KEY -u WRENN_BASE_URL WRENN_DIR="$work" WRENN_LISTEN=127.0.0.1:"$port" \
-    WRENN_SIGNINS_PER_MINUTE=100000 WRENN_PASSWORD_TRIES=100000 \
-    DATABASE_URL="postgres://postgres@localhost/$database?host=$socket" "$wrenn" "$@"
+settings=(
+  WRENN_DIR="$work" WRENN_LISTEN=127.0.0.1:"$port" WRENN_SIGNINS_PER_MINUTE=100000 WRENN_PASSWORD_TRIES=100000
+  DATABASE_URL="postgres://postgres@localhost/$database?host=$socket"
 )
-run control-plane 2>"$work/log" &
+unset WRENN_API_KEY WRENN_BASE_URL
+run() { env "${settings[@]}" "$wrenn" "$@"; }
+# Without the function, so that the process id is the program's own.
+env "${settings[@]}" "$wrenn" control-plane 2>"$work/log" >&2 &
 plane=$!
 for _ in $(seq 100); do curl -fs "$url/health" >/dev/null && break || sleep 0.2; done
 run admin create-user fuzz@example.com --admin <<<correct-horse >/dev/null

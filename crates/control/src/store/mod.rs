@@ -97,11 +97,12 @@ fn is_outage(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Classes: 08 connection, 53 resources, 57 shutdown, start-up and statements that took too long; 25006 read-only,
-        // 3D000 database gone, 55P03 a lock not to be had, 40001 and 40P01 transactions in each other's way.
+        // Classes: 08 connection, 28 credentials, 53 resources, 57 shutdown, start-up and statements that took too long;
+        // 25006 read-only, 3D000 database gone, 55000 one that takes no connections, 55P03 a lock not to be had, 40001 and
+        // 40P01 transactions in each other's way.
         sqlx::Error::Database(refused) => refused.code().is_some_and(|code| {
-            ["08", "53", "57"].iter().any(|class| code.starts_with(class))
-                || ["25006", "3D000", "55P03", "40001", "40P01"].contains(&&*code)
+            ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class))
+                || ["25006", "3D000", "55000", "55P03", "40001", "40P01"].contains(&&*code)
         }),
         _ => false,
     }
