@@ -162,7 +162,11 @@ fn person(claims: &Claims, session: Session) -> SignedIn {
 
 /// Whether somebody who was let in may still act: the key is in force, or the account is active and in the team, or an
 /// administrator where that is what let them in.
-pub(crate) async fn may_go_on(app: &App, caller: &Caller, as_administrator: bool) -> Result<bool, StoreError> {
+pub(crate) async fn may_go_on(
+    app: &App,
+    caller: &Caller,
+    as_administrator: bool,
+) -> Result<bool, StoreError> {
     match &caller.actor {
         Actor::ApiKey { id, .. } => app.store.is_key_in_force(caller.team, *id).await,
         Actor::User { id, .. } => Ok(app.store.session(*id, caller.team).await?.is_some_and(|session| {

@@ -22,9 +22,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
-use tokio_util::sync::CancellationToken;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_util::sync::CancellationToken;
 use wrenn_core::limits::MAX_WS_MESSAGE;
 use wrenn_core::{CapsuleId, TeamId};
 
