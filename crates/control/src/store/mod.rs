@@ -18,6 +18,7 @@ mod mails;
 mod members;
 mod moves;
 mod outcomes;
+mod passwords;
 mod people;
 mod placing;
 mod snapshots;
