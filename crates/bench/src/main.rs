@@ -8,6 +8,7 @@ mod boot;
 mod burst;
 mod clones;
 mod create;
+mod database;
 mod exec;
 mod fork;
 mod lab;
@@ -26,27 +27,29 @@ mod warm;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use wrenn_vmm::qemu::Qemu;
 use wrenn_vmm::{Accelerator, AcceleratorChoice};
 
+use crate::database::Sizes;
 use crate::lab::Lab;
 use crate::parts::Run;
+use crate::report::Line;
 
 /// Measures a running platform on this machine, and restarts it for what wants other settings
 #[derive(Debug, Parser)]
 struct Args {
-    /// The platform's data directory
+    /// The platform's data directory; the part `database` needs no platform
     #[arg(long, env = "WRENN_DIR")]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     /// Its URL
     #[arg(long, env = "WRENN_BASE_URL")]
-    url: String,
+    url: Option<String>,
     /// A key for it
     #[arg(long, env = "WRENN_API_KEY", hide_env_values = true)]
-    key: String,
+    key: Option<String>,
     /// The platform's program; the file `wrenn` beside this one where absent
     #[arg(long)]
     wrenn: Option<PathBuf>,
@@ -83,6 +86,8 @@ struct Args {
     /// Clones in the measurement of their memory
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     clones: u32,
+    #[command(flatten)]
+    database: Sizes,
 }
 
 fn repetitions(text: &str) -> Result<usize, String> {
@@ -103,11 +108,26 @@ enum Part {
     Fork,
     Clones,
     Pool,
+    Database,
 }
 
 impl Args {
     fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// Whether something is to be measured of a running platform.
+    fn wants_platform(&self) -> bool {
+        self.only.is_empty() || self.only.iter().any(|&part| part != Part::Database)
+    }
+
+    /// The running platform.
+    fn lab(&self) -> anyhow::Result<Lab> {
+        let missing = "is not set, and says where the platform is; only the part `database` needs none";
+        let dir = self.dir.as_deref().with_context(|| format!("WRENN_DIR {missing}"))?;
+        let url = self.url.as_deref().with_context(|| format!("WRENN_BASE_URL {missing}"))?;
+        let key = self.key.as_deref().with_context(|| format!("WRENN_API_KEY {missing}"))?;
+        Lab::open(dir, self.wrenn()?, url, key)
     }
 
     fn wrenn(&self) -> anyhow::Result<PathBuf> {
@@ -129,34 +149,62 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Measures, prints, and releases everything whether or not that went well.
+/// Measures and prints, whether or not everything went well.
 async fn measure(args: &Args) -> anyhow::Result<()> {
-    let lab = Lab::open(&args.dir, args.wrenn()?, &args.url, &args.key)?;
-    println!("{}\n", machine().await?);
-    let (mut lines, run) = (Vec::new(), Run::new(args, &lab));
+    let lab = args.wants_platform().then(|| args.lab()).transpose()?;
+    println!("{}\n", machine(lab.is_some()).await?);
+    let mut lines = Vec::new();
+    let outcome = match lab {
+        Some(lab) => of_platform(args, lab, &mut lines).await,
+        None => Ok(()),
+    };
+    let outcome = match outcome {
+        Ok(()) if args.wants(Part::Database) => of_database(args, &mut lines).await,
+        outcome => outcome,
+    };
+    if !lines.is_empty() {
+        println!("{}", report::table(&lines));
+    }
+    outcome
+}
+
+/// Measures a running platform, and releases everything whether or not that went well.
+async fn of_platform(args: &Args, lab: Lab, lines: &mut Vec<Line>) -> anyhow::Result<()> {
+    let run = Run::new(args, &lab);
     let outcome = tokio::select! {
-        outcome = run.all(&mut lines) => outcome,
+        outcome = run.all(lines) => outcome,
         outcome = interrupted() => outcome,
     };
     let closed = run.close().await;
     let released = lab.close().await;
-    if !lines.is_empty() {
-        println!("{}", report::table(&lines));
-    }
     outcome.and(closed).and(released)
 }
 
+/// Measures pages over a database of its own.
+async fn of_database(args: &Args, lines: &mut Vec<Line>) -> anyhow::Result<()> {
+    eprintln!("pages over a large database");
+    lines.extend(tokio::select! {
+        measured = database::run(&args.database) => measured?,
+        outcome = interrupted() => return outcome,
+    });
+    Ok(())
+}
+
 /// The machine, in a line.
-async fn machine() -> anyhow::Result<String> {
+async fn machine(with_vms: bool) -> anyhow::Result<String> {
     let cpus = std::thread::available_parallelism()?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let model = model.map_or("unknown CPU", |(_, name)| name);
-    let qemu = Qemu::detect(None).await?.version();
-    let accel = Accelerator::detect(AcceleratorChoice::Auto)?;
+    let vmm = if with_vms {
+        let qemu = Qemu::detect(None).await?.version();
+        format!(", QEMU {qemu} ({})", Accelerator::detect(AcceleratorChoice::Auto)?)
+    } else {
+        String::new()
+    };
     let build = if cfg!(debug_assertions) { "debug" } else { "release" };
-    Ok(format!("{cpus} CPUs ({model}), Linux {}, QEMU {qemu} ({accel}), {build} build", kernel.trim()))
+    Ok(format!("{cpus} CPUs ({model}), Linux {}{vmm}, {build} build", kernel.trim()))
 }
 
 /// Resolves to an error when somebody wants this to end.
