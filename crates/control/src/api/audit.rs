@@ -3,7 +3,7 @@
 use axum::extract::State;
 use http::Uri;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 use utoipa::ToSchema;
@@ -45,12 +45,16 @@ pub(super) struct AuditEntry {
     /// `success`, `info`, `warning` or `error`.
     status: String,
     /// What else is worth knowing.
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[serde(skip_serializing_if = "is_empty")]
     #[schema(value_type = Object)]
-    metadata: Map<String, Value>,
+    metadata: Box<RawValue>,
     #[serde(serialize_with = "timestamp::serialize")]
     #[schema(value_type = String, format = DateTime)]
     created_at: OffsetDateTime,
+}
+
+fn is_empty(object: &RawValue) -> bool {
+    object.get() == "{}"
 }
 
 impl From<AuditRow> for AuditEntry {

@@ -130,27 +130,29 @@ impl Store {
         let total = sqlx::query_scalar!(
             r#"select count(*) as "count!" from teams where id <> '00000000-0000-0000-0000-000000000000'"#
         )
-        .fetch_one(&self.pool)
-        .await?;
+        .fetch_one(&self.pool);
+        // What is skipped is read from the index alone, and the rest for the rows of the page alone.
         let rows = sqlx::query!(
-            r#"select page.id, page.name, slug, is_byoc, page.created_at, page.deleted_at,
+            r#"select teams.id, teams.name, slug, is_byoc, teams.created_at, teams.deleted_at,
                 owner.name as "owner_name?", owner.email as "owner_email?",
                 (select count(*) from team_members where team_id = page.id) as "member_count!",
                 figures.active as "active!", figures.vcpus as "vcpus!", figures.memory_mb as "memory_mb!"
-            from (select * from teams where id <> '00000000-0000-0000-0000-000000000000'
+            from (select id from teams where id <> '00000000-0000-0000-0000-000000000000'
                 order by (deleted_at is not null), created_at desc, id offset $1 limit $2) as page
-            left join team_members owned on owned.team_id = page.id and owned.role = 'owner'
-            left join users owner on owner.id = owned.user_id
+            join teams on teams.id = page.id
+            left join lateral (select users.name, users.email from team_members owned
+                join users on users.id = owned.user_id
+                where owned.team_id = page.id and owned.role = 'owner' limit 1) as owner on true
             cross join lateral (select count(*) as active,
                 coalesce(sum(vcpus) filter (where status in ('running', 'starting')), 0)::bigint as vcpus,
                 coalesce(sum(memory_mb) filter (where status in ('running', 'starting')), 0)::bigint as memory_mb
                 from capsules where team_id = page.id and status not in ('stopped', 'error')) as figures
-            order by (page.deleted_at is not null), page.created_at desc, page.id"#,
+            order by (teams.deleted_at is not null), teams.created_at desc, teams.id"#,
             skip,
             limit
         )
-        .fetch_all(&self.pool)
-        .await?;
+        .fetch_all(&self.pool);
+        let (total, rows) = tokio::try_join!(total, rows)?;
         let teams = rows
             .into_iter()
             .map(|row| TeamFigures {
@@ -178,22 +180,23 @@ impl Store {
     pub async fn users_page(&self, skip: i64, limit: i64) -> Result<(Vec<UserFigures>, i64), StoreError> {
         let total =
             sqlx::query_scalar!(r#"select count(*) as "count!" from users where status <> 'deleted'"#)
-                .fetch_one(&self.pool)
-                .await?;
+                .fetch_one(&self.pool);
         let rows = sqlx::query!(
-            r#"select page.id, email, name, is_admin, status, created_at,
+            r#"select users.id, email, name, is_admin, status, created_at,
                 teams.joined as "joined!", teams.owned as "owned!"
-            from (select * from users where status <> 'deleted' order by created_at desc, id offset $1 limit $2) as page
+            from (select id from users where status <> 'deleted'
+                order by created_at desc, id offset $1 limit $2) as page
+            join users on users.id = page.id
             cross join lateral (select count(*) as joined,
                 count(*) filter (where role = 'owner') as owned
                 from team_members members join teams on teams.id = members.team_id
                 where members.user_id = page.id and teams.deleted_at is null) as teams
-            order by created_at desc, page.id"#,
+            order by created_at desc, users.id"#,
             skip,
             limit
         )
-        .fetch_all(&self.pool)
-        .await?;
+        .fetch_all(&self.pool);
+        let (total, rows) = tokio::try_join!(total, rows)?;
         let users: Result<_, StoreError> = rows
             .into_iter()
             .map(|row| {

@@ -1,6 +1,6 @@
 //! The audit log.
 
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
@@ -31,8 +31,8 @@ pub struct AuditRow {
     pub scope: String,
     /// `success`, `info`, `warning` or `error`.
     pub status: String,
-    /// What else is worth knowing.
-    pub metadata: Map<String, Value>,
+    /// What else is worth knowing: an object, as it is stored.
+    pub metadata: Box<RawValue>,
     /// When, to the microsecond.
     pub created_at: OffsetDateTime,
 }
@@ -47,7 +47,7 @@ struct AuditRecord {
     action: String,
     scope: String,
     status: String,
-    metadata: Json<Map<String, Value>>,
+    metadata: Json<Box<RawValue>>,
     created_at: OffsetDateTime,
 }
 
@@ -68,6 +68,9 @@ impl From<AuditRecord> for AuditRow {
         }
     }
 }
+
+/// As many kinds as one query merges, which are all of one resource.
+const FEW: usize = 6;
 
 /// Which entries to read.
 #[derive(Debug, Clone, Copy)]
@@ -136,77 +139,132 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn audit_log(&self, filter: &AuditFilter<'_>) -> Result<Vec<AuditRow>, StoreError> {
-        if filter.resources.is_empty() && filter.actions.is_empty() {
-            self.audit_log_of_all_kinds(filter).await
+        let mut reading = self.kept.take().await?;
+        let rows = if filter.resources.is_empty() && filter.actions.is_empty() {
+            of_all_kinds(&mut reading, filter).await?
         } else {
-            self.audit_log_of_some_kinds(filter).await
-        }
-    }
-
-    async fn audit_log_of_all_kinds(&self, filter: &AuditFilter<'_>) -> Result<Vec<AuditRow>, StoreError> {
-        let (before, before_id) = filter.place();
-        // Two texts, because one with a condition on a parameter uses neither index.
-        let rows = if filter.scope == Scope::Admin {
-            sqlx::query_as!(
-                AuditRecord,
-                r#"select id, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status,
-                    metadata as "metadata: Json<Map<String, Value>>", created_at
-                from audit_logs where team_id = $1 and (created_at, id) < (coalesce($2::timestamptz, 'infinity'), $3)
-                order by created_at desc, id desc limit $4"#,
-                filter.team.uuid(),
-                before,
-                before_id,
-                filter.limit
-            )
-            .fetch_all(&self.pool)
-            .await?
-        } else {
-            sqlx::query_as!(
-                AuditRecord,
-                r#"select id, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status,
-                    metadata as "metadata: Json<Map<String, Value>>", created_at
-                from audit_logs
-                where team_id = $1 and scope = 'team' and (created_at, id) < (coalesce($2::timestamptz, 'infinity'), $3)
-                order by created_at desc, id desc limit $4"#,
-                filter.team.uuid(),
-                before,
-                before_id,
-                filter.limit
-            )
-            .fetch_all(&self.pool)
-            .await?
+            let kinds = filter.kinds();
+            match kinds.0.len() {
+                2..=FEW => of_few_kinds(&mut reading, filter, &kinds).await?,
+                _ => of_one_or_many_kinds(&mut reading, filter, &kinds).await?,
+            }
         };
+        reading.done();
         Ok(rows.into_iter().map(AuditRow::from).collect())
     }
+}
 
-    /// One walk down the index for each kind that passes, merged.
-    async fn audit_log_of_some_kinds(&self, filter: &AuditFilter<'_>) -> Result<Vec<AuditRow>, StoreError> {
-        let (resources, actions) = filter.kinds();
-        let (before, before_id) = filter.place();
-        let rows = sqlx::query_as!(
+async fn of_all_kinds(
+    connection: &mut PgConnection,
+    filter: &AuditFilter<'_>,
+) -> Result<Vec<AuditRecord>, StoreError> {
+    let (before, before_id) = filter.place();
+    // Two texts, because one with a condition on a parameter uses neither index.
+    let rows = if filter.scope == Scope::Admin {
+        sqlx::query_as!(
             AuditRecord,
-            r#"select found.id, found.actor_type, found.actor_id, found.actor_name, found.resource_type,
-                found.resource_id, found.action, found.scope, found.status,
-                found.metadata as "metadata: Json<Map<String, Value>>", found.created_at
-            from unnest($2::text[], $3::text[]) as kind (resource, action)
-            cross join lateral (
-                select * from audit_logs where team_id = $1
-                    and resource_type = kind.resource and action = kind.action
-                    and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5)
-                order by created_at desc, id desc limit $6
-            ) as found
-            order by found.created_at desc, found.id desc limit $6"#,
+            r#"select id, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status,
+                metadata as "metadata: Json<Box<RawValue>>", created_at
+            from audit_logs where team_id = $1 and (created_at, id) < (coalesce($2::timestamptz, 'infinity'), $3)
+            order by created_at desc, id desc limit $4"#,
             filter.team.uuid(),
-            &resources,
-            &actions,
             before,
             before_id,
             filter.limit
         )
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().map(AuditRow::from).collect())
-    }
+        .fetch_all(connection)
+        .await?
+    } else {
+        sqlx::query_as!(
+            AuditRecord,
+            r#"select id, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status,
+                metadata as "metadata: Json<Box<RawValue>>", created_at
+            from audit_logs
+            where team_id = $1 and scope = 'team' and (created_at, id) < (coalesce($2::timestamptz, 'infinity'), $3)
+            order by created_at desc, id desc limit $4"#,
+            filter.team.uuid(),
+            before,
+            before_id,
+            filter.limit
+        )
+        .fetch_all(connection)
+        .await?
+    };
+    Ok(rows)
+}
+
+/// One walk down the index for each kind, merged as they go: together they read no more than the page has.
+async fn of_few_kinds(
+    connection: &mut PgConnection,
+    filter: &AuditFilter<'_>,
+    (resources, actions): &(Vec<String>, Vec<String>),
+) -> Result<Vec<AuditRecord>, StoreError> {
+    let (before, before_id) = filter.place();
+    // Beyond the end of an array there is no kind, and nothing to walk.
+    Ok(sqlx::query_as!(
+        AuditRecord,
+        r#"select id as "id!", actor_type as "actor_type!", actor_id, actor_name, resource_type as "resource_type!",
+            resource_id, action as "action!", scope as "scope!", status as "status!",
+            metadata as "metadata!: Json<Box<RawValue>>", created_at as "created_at!"
+        from (
+        (select * from audit_logs where team_id = $1 and resource_type = ($2::text[])[1] and action = ($3::text[])[1]
+            and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5) order by created_at desc, id desc)
+        union all
+        (select * from audit_logs where team_id = $1 and resource_type = ($2::text[])[2] and action = ($3::text[])[2]
+            and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5) order by created_at desc, id desc)
+        union all
+        (select * from audit_logs where team_id = $1 and resource_type = ($2::text[])[3] and action = ($3::text[])[3]
+            and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5) order by created_at desc, id desc)
+        union all
+        (select * from audit_logs where team_id = $1 and resource_type = ($2::text[])[4] and action = ($3::text[])[4]
+            and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5) order by created_at desc, id desc)
+        union all
+        (select * from audit_logs where team_id = $1 and resource_type = ($2::text[])[5] and action = ($3::text[])[5]
+            and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5) order by created_at desc, id desc)
+        union all
+        (select * from audit_logs where team_id = $1 and resource_type = ($2::text[])[6] and action = ($3::text[])[6]
+            and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5) order by created_at desc, id desc)
+        ) as found order by created_at desc, id desc limit $6"#,
+        filter.team.uuid(),
+        resources,
+        actions,
+        before,
+        before_id,
+        filter.limit
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// A page of each kind, sorted.
+async fn of_one_or_many_kinds(
+    connection: &mut PgConnection,
+    filter: &AuditFilter<'_>,
+    (resources, actions): &(Vec<String>, Vec<String>),
+) -> Result<Vec<AuditRecord>, StoreError> {
+    let (before, before_id) = filter.place();
+    Ok(sqlx::query_as!(
+        AuditRecord,
+        r#"select found.id, found.actor_type, found.actor_id, found.actor_name, found.resource_type,
+            found.resource_id, found.action, found.scope, found.status,
+            found.metadata as "metadata: Json<Box<RawValue>>", found.created_at
+        from unnest($2::text[], $3::text[]) as kind (resource, action)
+        cross join lateral (
+            select * from audit_logs where team_id = $1
+                and resource_type = kind.resource and action = kind.action
+                and (created_at, id) < (coalesce($4::timestamptz, 'infinity'), $5)
+            order by created_at desc, id desc limit $6
+        ) as found
+        order by found.created_at desc, found.id desc limit $6"#,
+        filter.team.uuid(),
+        resources,
+        actions,
+        before,
+        before_id,
+        filter.limit
+    )
+    .fetch_all(connection)
+    .await?)
 }
 
 #[cfg(test)]

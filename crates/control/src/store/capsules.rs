@@ -94,6 +94,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn capsule(&self, team: TeamId, id: CapsuleId) -> Result<Option<CapsuleRow>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let row = sqlx::query_as!(
             CapsuleRecord,
             r#"select id, host_id, status, template_name, vcpus, memory_mb, disk_mb, timeout_sec,
@@ -103,8 +104,9 @@ impl Store {
             id.uuid(),
             team.uuid()
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *reading)
         .await?;
+        reading.done();
         row.map(CapsuleRecord::read).transpose()
     }
 
@@ -133,6 +135,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn live_capsules(&self, team: TeamId) -> Result<Vec<CapsuleRow>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let rows = sqlx::query_as!(
             CapsuleRecord,
             r#"select id, host_id, status, template_name, vcpus, memory_mb, disk_mb, timeout_sec,
@@ -141,8 +144,9 @@ impl Store {
             from capsules where team_id = $1 and status not in ('stopped', 'error') order by created_at desc, id"#,
             team.uuid()
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *reading)
         .await?;
+        reading.done();
         rows.into_iter().map(CapsuleRecord::read).collect()
     }
 

@@ -66,9 +66,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn key_owner(&self, hash: &str) -> Result<Option<KeyOwner>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let row = sqlx::query!("select id, name, team_id from api_keys where key_hash = $1", hash)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *reading)
             .await?;
+        reading.done();
         Ok(row.map(|row| KeyOwner {
             key: ApiKeyId::from_uuid(row.id),
             name: row.name,
@@ -81,13 +83,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn is_key_in_force(&self, team: TeamId, key: ApiKeyId) -> Result<bool, StoreError> {
+        let mut reading = self.kept.take().await?;
         let found = sqlx::query_scalar!(
             r#"select exists (select from api_keys where id = $1 and team_id = $2) as "found!""#,
             key.uuid(),
             team.uuid()
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *reading)
         .await?;
+        reading.done();
         Ok(found)
     }
 
@@ -153,6 +157,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn keys(&self, team: TeamId) -> Result<Vec<KeyRow>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let rows = sqlx::query!(
             r#"select keys.id, team_id, keys.name, key_prefix, created_by, keys.created_at, last_used,
                 users.email as "email?"
@@ -160,8 +165,9 @@ impl Store {
             where team_id = $1 order by keys.created_at desc, keys.id"#,
             team.uuid()
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *reading)
         .await?;
+        reading.done();
         Ok(rows
             .into_iter()
             .map(|row| KeyRow {

@@ -105,14 +105,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn members(&self, team: TeamId) -> Result<Vec<MemberRow>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let rows = sqlx::query!(
             "select users.id, name, email, role, joined_at from team_members members \
              join users on users.id = members.user_id where members.team_id = $1 \
              order by members.joined_at, members.user_id",
             team.uuid()
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *reading)
         .await?;
+        reading.done();
         rows.into_iter()
             .map(|row| {
                 Ok(MemberRow {

@@ -13,6 +13,7 @@ mod audit;
 mod capsules;
 mod hosts;
 mod identities;
+mod kept;
 mod keys;
 mod mails;
 mod members;
@@ -30,6 +31,8 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
+
+use self::kept::Kept;
 
 pub use accounts::{Activation, Login, NewToken, NewUser, SignUp};
 pub use admin::{TeamFigures, UserChange, UserFigures};
@@ -113,6 +116,7 @@ fn is_outage(error: &sqlx::Error) -> bool {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    kept: Kept,
 }
 
 impl Store {
@@ -139,7 +143,7 @@ impl Store {
             })
             .connect_with(options)
             .await?;
-        Ok(Self { pool })
+        Ok(Self { kept: Kept::new(pool.clone()), pool })
     }
 
     /// Brings the schema up to date; replicas that start together take turns.
@@ -163,7 +167,9 @@ impl Store {
 
     /// Closes all connections, waiting for running queries.
     pub async fn close(&self) {
-        self.pool.close().await;
+        let closing = self.pool.close();
+        self.kept.clear();
+        closing.await;
     }
 }
 

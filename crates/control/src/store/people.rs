@@ -109,6 +109,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn session(&self, user: UserId, team: TeamId) -> Result<Option<Session>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let row = sqlx::query!(
             r#"select users.status, users.email, users.name, users.is_admin, users.sessions_from,
                 members.role as "role?", teams.deleted_at is not null as "team_deleted!"
@@ -120,8 +121,9 @@ impl Store {
             user.uuid(),
             team.uuid()
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *reading)
         .await?;
+        reading.done();
         let Some(row) = row else { return Ok(None) };
         Ok(Some(Session {
             status: UserStatus::parse(&row.status)?,
@@ -157,6 +159,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn search_users(&self, prefix: &str, limit: i64) -> Result<Vec<FoundUser>, StoreError> {
         // A range instead of a pattern: nothing to escape, and any plan uses the index.
+        let mut reading = self.kept.take().await?;
         let rows = sqlx::query!(
             r#"select id, email from users
             where status = 'active' and email collate "C" >= $1 and email collate "C" < $1 || U&'\+10FFFF'
@@ -164,8 +167,9 @@ impl Store {
             prefix,
             limit
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *reading)
         .await?;
+        reading.done();
         Ok(rows
             .into_iter()
             .map(|row| FoundUser { id: UserId::from_uuid(row.id), email: row.email })

@@ -199,14 +199,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn teams_of(&self, user: UserId) -> Result<Vec<(TeamRow, Role)>, StoreError> {
+        let mut reading = self.kept.take().await?;
         let rows = sqlx::query!(
             "select teams.id, name, slug, is_byoc, created_at, role from team_members members \
              join teams on teams.id = members.team_id \
              where members.user_id = $1 and teams.deleted_at is null order by members.joined_at, teams.id",
             user.uuid()
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *reading)
         .await?;
+        reading.done();
         rows.into_iter()
             .map(|row| {
                 let team = TeamRow {

@@ -155,8 +155,9 @@ async fn a_cursor_neither_skips_nor_repeats_entries_of_one_moment() {
     server.sql(format!(
         "delete from audit_logs; \
          insert into audit_logs (id, team_id, actor_type, resource_type, resource_id, action, scope, status, created_at) \
-         select gen_random_uuid(), case when n % 5 = 0 then '{other}'::uuid else '{own}'::uuid end, 'system', 'sandbox', \
-            'cl-' || n, case when n % 3 = 0 then 'create' else 'destroy' end, 'team', 'success', \
+         select gen_random_uuid(), case when n % 5 = 0 then '{other}'::uuid else '{own}'::uuid end, 'system', \
+            case when n % 4 = 3 then 'api_key' else 'sandbox' end, 'cl-' || n, \
+            case when n % 4 = 3 then 'revoke' when n % 3 = 0 then 'create' else 'destroy' end, 'team', 'success', \
             '2026-01-02T03:04:05Z'::timestamptz + (n / 7) * interval '1 microsecond' from generate_series(0, 699) n",
         other = uuid::Uuid::nil(),
         own = ada.team.uuid(),
@@ -172,14 +173,22 @@ async fn a_cursor_neither_skips_nor_repeats_entries_of_one_moment() {
             assert_eq!(walk(&server, &ada, "", limit).await, whole, "{limit}");
         }
     }
-    let some = walk(&server, &ada, "&action=create&resource_type=sandbox", 13).await;
-    let expected = server
-        .number(&format!(
-            "select count(*) from audit_logs where team_id = '{}' and action = 'create'",
-            ada.team.uuid()
-        ))
-        .await;
-    assert_eq!(i64::try_from(some.len()).unwrap(), expected);
+    // One kind, all of one resource, and more than are merged.
+    for (query, condition) in [
+        ("&action=create&resource_type=sandbox", "action = 'create' and resource_type = 'sandbox'"),
+        ("&resource_type=sandbox", "resource_type = 'sandbox'"),
+        (
+            "&resource_type=sandbox,snapshot,api_key,member",
+            "resource_type in ('sandbox', 'snapshot', 'api_key', 'member')",
+        ),
+    ] {
+        let some = walk(&server, &ada, query, 13).await;
+        let own = ada.team.uuid();
+        let count = format!("select count(*) from audit_logs where team_id = '{own}' and {condition}");
+        assert_eq!(i64::try_from(some.len()).unwrap(), server.number(&count).await, "{query}");
+        let in_order: Vec<_> = whole.iter().filter(|&id| some.contains(id)).cloned().collect();
+        assert_eq!(some, in_order, "{query}");
+    }
     let by_time: Value =
         server.get_by(&ada, "/v1/audit-logs?before=2026-01-02T03:04:05.000002Z&limit=200").await.1;
     assert_eq!(by_time["items"].as_array().unwrap().len(), 11);

@@ -87,6 +87,35 @@ async fn a_database_that_takes_no_more_connections_is_503_until_it_does() {
     tokio::time::timeout(PATIENCE, back).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_are_broken_off_leave_nothing_to_those_that_follow() {
+    let server = Server::start_alone(Duration::ZERO).await;
+    let ada = server.owner("Ada").await;
+    let held = tokio::spawn({
+        let url = server.database_url().to_owned();
+        async move {
+            use sqlx::Connection;
+            let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+            let held = "begin; lock table api_keys in access exclusive mode; select pg_sleep(3); commit";
+            sqlx::raw_sql(held).execute(&mut connection).await.unwrap();
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let waiting =
+        (0..6).map(|_| tokio::time::timeout(Duration::from_millis(500), server.get_by(&ada, "/v1/api-keys")));
+    for broken_off in futures::future::join_all(waiting).await {
+        assert!(broken_off.is_err(), "the table is not locked");
+    }
+    for _ in 0..20 {
+        let (status, me) = server.get_by(&ada, "/v1/me").await;
+        assert_eq!((status.as_u16(), &me["email"]), (200, &json!(ada.email)), "{me}");
+        let (status, teams) = server.get_by(&ada, "/v1/teams").await;
+        assert_eq!((status.as_u16(), &teams[0]["id"]), (200, &json!(ada.team)), "{teams}");
+    }
+    held.await.unwrap();
+    assert_eq!(server.get_by(&ada, "/v1/api-keys").await.0, 200);
+}
+
 /// What PostgreSQL answers to what no code should try.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_schema_itself_keeps_out_what_must_not_be() {
