@@ -15,6 +15,22 @@ say "bench program"
 case $PROFILE in release) flags=--release ;; *) flags= ;; esac
 cargo build --locked $flags -p wrenn-bench
 
+bench=
+stop() { [ -z "$bench" ] || { kill "$bench" && wait "$bench"; } || true; exit 130; }
+trap stop INT TERM
+measure() {
+  say "measurements"
+  # Beside the shell, which would otherwise hear of a signal only when everything has been measured.
+  "target/$PROFILE/wrenn-bench" "$@" &
+  bench=$!
+  wait "$bench"
+}
+# The part that brings a database of its own needs no platform.
+if [[ "$*" =~ (^| )--only[=\ ]database( |$) ]]; then
+  measure "$@"
+  exit
+fi
+
 say "platform"
 mkdir -p "$WORK"
 export WRENN_DIR=$WORK/data
@@ -24,15 +40,8 @@ down() { "$WRENN" down --destroy-capsules >&2; }
 [ ! -d "$WRENN_DIR" ] || down
 rm -rf "$WRENN_DIR"
 trap 'status=$?; trap "" INT TERM; down || status=1; [ $status = 0 ] || tail -n 60 "$WRENN_DIR/logs/wrenn.log" >&2 || true; exit $status' EXIT
-stop() { [ -z "$bench" ] || { kill "$bench" && wait "$bench"; } || true; exit 130; }
-bench=
-trap stop INT TERM
 # Nothing is made warm yet: the bench restarts the platform with the settings that each of its parts wants.
 WRENN_WARM_MB=0 WRENN_POOL_SIZE=0 "$WRENN" up --detach >&2
 
-say "measurements"
 set -a; . "$WRENN_DIR/env"; set +a
-# Beside the shell, which would otherwise hear of a signal only when everything has been measured.
-"target/$PROFILE/wrenn-bench" "$@" &
-bench=$!
-wait "$bench"
+measure "$@"

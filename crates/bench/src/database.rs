@@ -1,6 +1,8 @@
 //! List and search pages over the database of a large deployment, against the bare queries for the same rows.
 //!
 //! Everything is in this process and its children: a PostgreSQL server, a control plane, one kept connection to either.
+//! The control plane has threads of its own, as it has in a process of its own, and a bare query runs on these, too: there
+//! a handler runs that does nothing else. Whoever asks the API has one other thread.
 
 mod bare;
 mod cluster;
@@ -13,7 +15,7 @@ mod platform;
 use std::time::Duration;
 
 use anyhow::ensure;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use uuid::Uuid;
 use wrenn_control::Store;
@@ -21,7 +23,7 @@ use wrenn_control::audit::Scope;
 use wrenn_control::store::AuditFilter;
 use wrenn_core::TeamId;
 
-use self::bare::Bare;
+use self::bare::{Bare, Query};
 use self::cluster::Cluster;
 use self::data::Own;
 use self::pages::Page;
@@ -52,7 +54,7 @@ pub(crate) struct Sizes {
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(i32).range(100..))]
     pub(crate) api_keys: i32,
     /// Reads of each page
-    #[arg(long, default_value_t = 300, value_parser = crate::repetitions)]
+    #[arg(long, default_value_t = 1000, value_parser = crate::repetitions)]
     pub(crate) reads: usize,
     /// Print how PostgreSQL finds the rows of each page
     #[arg(long)]
@@ -68,22 +70,22 @@ pub(crate) async fn run(sizes: &Sizes) -> anyhow::Result<Vec<Line>> {
     let (admin, member) = platform::people(&store).await?;
     store.close().await;
     let mut loading = cluster.connect().await?;
+    let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut loading).await?;
+    eprintln!("  PostgreSQL {version}");
     let team = team_of(&mut loading, admin.uuid()).await?;
     let own = Own { team, admin: admin.uuid(), member: member.uuid() };
     data::generate(&mut loading, sizes, own).await?;
     drop(loading);
-    let platform = Platform::start(cluster.url()).await?;
-    let client = platform.client(own).await?;
-    let bare = Bare::new(cluster.connect().await?);
-    let pages = pages::all(&bare, own).await?;
+    let sides = Sides::new(&cluster, own, sizes.reads).await?;
+    let pages = pages::all(&sides.bare, own).await?;
     let mut lines = Vec::new();
     for page in &pages {
-        lines.push(measure(&client, &bare, page, sizes.reads).await?);
+        lines.push(sides.measure(page).await?);
     }
-    lines.extend(shares(&cluster, &client, &bare, own, sizes.reads).await?);
-    platform.close().await?;
+    lines.extend(sides.shares(&cluster, own.team).await?);
+    sides.platform.close().await?;
     if sizes.explain {
-        plans::print(&cluster, &bare, &pages, own).await?;
+        plans::print(&cluster, &pages, own).await?;
     }
     Ok(lines)
 }
@@ -94,55 +96,91 @@ async fn team_of(connection: &mut PgConnection, owner: Uuid) -> anyhow::Result<U
     Ok(sqlx::query_scalar(sql).bind(owner).fetch_one(connection).await?)
 }
 
-async fn measure(client: &Client, bare: &Bare, page: &Page, reads: usize) -> anyhow::Result<Line> {
-    let rows = check(client, bare, page).await?;
-    let api = async || timed(client.get(page.who, &page.path)).await;
-    let query = async || timed(bare.fetch_all(&page.bare)).await;
-    let name = format!("{}, {rows} rows: API / query", page.name);
-    line(name, GOAL, reads, api, query).await
+/// What is held against each other.
+#[derive(Debug)]
+struct Sides {
+    platform: Platform,
+    client: Client,
+    bare: Bare,
+    reads: usize,
 }
 
-/// Where the time of a short page goes: the first one again, without its HTTP, and an answer that asks no database.
-async fn shares(
-    cluster: &Cluster,
-    client: &Client,
-    bare: &Bare,
-    own: Own,
-    reads: usize,
-) -> anyhow::Result<[Line; 2]> {
-    let store = Store::connect(&cluster.url()).await?;
-    let team = TeamId::from_uuid(own.team);
-    let (resources, actions) = (&[], &[]);
-    let filter =
-        AuditFilter { team, scope: Scope::Admin, resources, actions, before: None, limit: pages::ENTRIES };
-    let newest = [pages::newest_entries(own.team)];
-    let alone = async || timed(async { Ok(store.audit_log(&filter).await?) }).await;
-    let health = async || timed(client.get(Who::Admin, "/health")).await;
-    let query = async || timed(bare.fetch_all(&newest)).await;
-    let by_store =
-        line("  audit log, newest: store / query".to_owned(), Goal::Shown, reads, alone, query).await?;
-    let name = "  an answer without a query / audit log, newest".to_owned();
-    let without = line(name, Goal::Shown, reads, health, query).await?;
-    store.close().await;
-    Ok([by_store, without])
+impl Sides {
+    async fn new(cluster: &Cluster, own: Own, reads: usize) -> anyhow::Result<Self> {
+        let platform = Platform::start(cluster.url()).await?;
+        let client = platform.client(own).await?;
+        let url = cluster.url();
+        let connecting = async move { Ok(Bare::new(PgConnection::connect(&url).await?)) };
+        let bare = platform.on_its_threads(connecting).await?;
+        Ok(Self { platform, client, bare, reads })
+    }
+
+    async fn ask(&self, who: Who, path: &str) -> anyhow::Result<Duration> {
+        timed(self.client.get(who, path)).await
+    }
+
+    async fn query(&self, queries: &[Query]) -> anyhow::Result<Duration> {
+        let (bare, queries) = (self.bare.clone(), queries.to_vec());
+        self.platform.on_its_threads(async move { timed(bare.read_all(&queries)).await }).await
+    }
+
+    async fn measure(&self, page: &Page) -> anyhow::Result<Line> {
+        let rows = check(&self.client, &self.bare, page).await?;
+        let name = format!("{}, {rows} rows: API / query", page.name);
+        let api = async || self.ask(page.who, &page.path).await;
+        self.line(name, GOAL, api, async || self.query(&page.bare).await).await
+    }
+
+    /// Where the time of a short page goes: the first one again, without its HTTP, and an answer that asks no database.
+    async fn shares(&self, cluster: &Cluster, team: Uuid) -> anyhow::Result<[Line; 2]> {
+        let url = cluster.url();
+        let connecting = async move { Ok(Store::connect(&url).await?) };
+        let store = self.platform.on_its_threads(connecting).await?;
+        let newest = [pages::newest_entries(team)];
+        let alone = async || {
+            let store = store.clone();
+            self.platform.on_its_threads(async move { timed(read_log(&store, team)).await }).await
+        };
+        let name = "  audit log, newest: store / query".to_owned();
+        let by_store = self.line(name, Goal::Shown, alone, async || self.query(&newest).await).await?;
+        let health = async || self.ask(Who::Admin, "/health").await;
+        let name = "  an answer without a query / audit log, newest".to_owned();
+        let without = self.line(name, Goal::Shown, health, async || self.query(&newest).await).await?;
+        store.close().await;
+        Ok([by_store, without])
+    }
+
+    async fn line(
+        &self,
+        name: String,
+        goal: Goal,
+        this: impl AsyncFn() -> anyhow::Result<Duration>,
+        bare: impl AsyncFn() -> anyhow::Result<Duration>,
+    ) -> anyhow::Result<Line> {
+        pairs::run(WARM_UP, &this, &bare).await?;
+        let (these, bares) = pairs::run(self.reads, &this, &bare).await?;
+        Ok(Line { name, unit: "ms", this: these.summary(), bare: bares.summary(), goal })
+    }
+}
+
+/// The newest entries of a team's log, as a handler reads them.
+async fn read_log(store: &Store, team: Uuid) -> anyhow::Result<()> {
+    let filter = AuditFilter {
+        team: TeamId::from_uuid(team),
+        scope: Scope::Admin,
+        resources: &[],
+        actions: &[],
+        before: None,
+        limit: pages::ENTRIES,
+    };
+    store.audit_log(&filter).await?;
+    Ok(())
 }
 
 async fn timed<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     work.await?;
     Ok(begun.elapsed())
-}
-
-async fn line(
-    name: String,
-    goal: Goal,
-    reads: usize,
-    this: impl AsyncFn() -> anyhow::Result<Duration>,
-    bare: impl AsyncFn() -> anyhow::Result<Duration>,
-) -> anyhow::Result<Line> {
-    pairs::run(WARM_UP, &this, &bare).await?;
-    let (these, bares) = pairs::run(reads, &this, &bare).await?;
-    Ok(Line { name, unit: "ms", this: these.summary(), bare: bares.summary(), goal })
 }
 
 /// Both sides must read the same rows; how many these are.
@@ -154,4 +192,25 @@ async fn check(client: &Client, bare: &Bare, page: &Page) -> anyhow::Result<usiz
     read.sort_unstable();
     ensure!(told == read, "{}: the page and the query have other rows", page.name);
     Ok(told.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_sides_of_every_page_read_the_same_rows_of_a_small_database() {
+        let sizes = Sizes {
+            capsules: 1000,
+            users: 1000,
+            teams: 100,
+            audit_rows: 5000,
+            api_keys: 100,
+            reads: 1,
+            explain: true,
+        };
+        let lines = run(&sizes).await.unwrap();
+        assert!(lines.iter().all(|line| line.this.p50 > 0.0 && line.bare.p50 > 0.0));
+        assert_eq!(lines.iter().filter(|line| matches!(line.goal, Goal::AtMost(_))).count(), 16);
+    }
 }

@@ -29,7 +29,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 use wrenn_vmm::qemu::Qemu;
 use wrenn_vmm::{Accelerator, AcceleratorChoice};
 
@@ -183,10 +185,17 @@ async fn of_platform(args: &Args, lab: Lab, lines: &mut Vec<Line>) -> anyhow::Re
 /// Measures pages over a database of its own.
 async fn of_database(args: &Args, lines: &mut Vec<Line>) -> anyhow::Result<()> {
     eprintln!("pages over a large database");
-    lines.extend(tokio::select! {
-        measured = database::run(&args.database) => measured?,
-        outcome = interrupted() => return outcome,
-    });
+    let sizes = args.database.clone();
+    // Neither side of a comparison changes threads.
+    let on_one_thread = move || {
+        Builder::new_current_thread().enable_all().build()?.block_on(async {
+            tokio::select! {
+                measured = database::run(&sizes) => measured,
+                outcome = interrupted() => outcome.map(|()| Vec::new()),
+            }
+        })
+    };
+    lines.extend(spawn_blocking(on_one_thread).await??);
     Ok(())
 }
 

@@ -1,8 +1,12 @@
-//! A query with nothing around it: prepared, on one connection, its rows fetched.
+//! A query with nothing around it: prepared, on one connection, the values of its rows read.
 
-use anyhow::Context;
-use sqlx::postgres::{PgArguments, PgRow, Postgres};
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use serde_json::value::RawValue;
+use sqlx::postgres::{PgArguments, PgColumn, PgRow, Postgres};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Column, PgConnection, Row, TypeInfo};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -49,14 +53,39 @@ impl Query {
     }
 }
 
-/// The connection.
+/// What a column of a row holds.
 #[derive(Debug)]
-pub(super) struct Bare(Mutex<PgConnection>);
+#[expect(dead_code, reason = "whoever asks a database wants values, whatever they then do with them")]
+pub(super) enum Value {
+    Id(Option<Uuid>),
+    Text(Option<String>),
+    Number(Option<i64>),
+    Flag(Option<bool>),
+    Time(Option<OffsetDateTime>),
+    Json(Option<Json<Box<RawValue>>>),
+}
+
+fn value(row: &PgRow, column: &PgColumn) -> anyhow::Result<Value> {
+    let at = column.ordinal();
+    Ok(match column.type_info().name() {
+        "UUID" => Value::Id(row.try_get(at)?),
+        "TEXT" => Value::Text(row.try_get(at)?),
+        "INT8" => Value::Number(row.try_get(at)?),
+        "BOOL" => Value::Flag(row.try_get(at)?),
+        "TIMESTAMPTZ" => Value::Time(row.try_get(at)?),
+        "JSONB" => Value::Json(row.try_get(at)?),
+        other => bail!("no bare query has read a column of the type {other} so far"),
+    })
+}
+
+/// The connection, which clones share.
+#[derive(Debug, Clone)]
+pub(super) struct Bare(Arc<Mutex<PgConnection>>);
 
 impl Bare {
     /// Queries on this connection.
     pub(super) fn new(connection: PgConnection) -> Self {
-        Self(Mutex::new(connection))
+        Self(Arc::new(Mutex::new(connection)))
     }
 
     /// All rows.
@@ -65,12 +94,17 @@ impl Bare {
         Ok(query.with_binds(sqlx::query(query.sql)).fetch_all(&mut *connection).await?)
     }
 
-    /// All rows of several queries, one after the other.
-    pub(super) async fn fetch_all(&self, queries: &[Query]) -> anyhow::Result<()> {
+    /// All values of several queries, one after the other.
+    pub(super) async fn read_all(&self, queries: &[Query]) -> anyhow::Result<Vec<Value>> {
+        let mut values = Vec::new();
         for query in queries {
-            self.fetch(query).await?;
+            for row in self.fetch(query).await? {
+                values.extend(
+                    row.columns().iter().map(|of| value(&row, of)).collect::<anyhow::Result<Vec<_>>>()?,
+                );
+            }
         }
-        Ok(())
+        Ok(values)
     }
 
     /// The ids of all rows, which are in the first column.

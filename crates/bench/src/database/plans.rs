@@ -17,10 +17,11 @@ const TELL: &str = "alter role postgres set session_preload_libraries = 'auto_ex
 const SETTLED: usize = 10;
 
 /// Prints both sides of all pages.
-pub(super) async fn print(cluster: &Cluster, bare: &Bare, pages: &[Page], own: Own) -> anyhow::Result<()> {
+pub(super) async fn print(cluster: &Cluster, pages: &[Page], own: Own) -> anyhow::Result<()> {
     sqlx::raw_sql(TELL).execute(&mut cluster.connect().await?).await?;
     let platform = Platform::start(cluster.url()).await?;
     let client = platform.client(own).await?;
+    let bare = Bare::new(cluster.connect().await?);
     for page in pages {
         for _ in 0..SETTLED {
             client.get(page.who, &page.path).await?;

@@ -1,4 +1,4 @@
-//! A control plane in this process, and one kept connection to it.
+//! A control plane in this process, on threads of its own, and one kept connection to it.
 
 use std::net::SocketAddr;
 
@@ -7,11 +7,12 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,8 @@ pub(super) async fn people(store: &Store) -> anyhow::Result<(UserId, UserId)> {
 pub(super) struct Platform {
     address: SocketAddr,
     shutdown: CancellationToken,
-    served: JoinHandle<wrenn_control::Result<()>>,
+    served: JoinHandle<anyhow::Result<()>>,
+    threads: Option<Runtime>,
     _pki: TempDir,
 }
 
@@ -51,24 +53,29 @@ impl Platform {
     /// Starts it over a database.
     pub(super) async fn start(database_url: String) -> anyhow::Result<Self> {
         let pki = tempfile::tempdir()?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let secret = || format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let secrets = SecretKeys { current: secret().parse()?, old: Vec::new() };
         let config = ControlConfig::new(database_url, address, secret(), secrets, pki.path().to_owned());
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(ControlPlane::new(config).serve_on(listener, shutdown.clone()));
-        Ok(Self { address, shutdown, served, _pki: pki })
+        let threads = Builder::new_multi_thread().enable_all().build()?;
+        let shutdown_too = shutdown.clone();
+        let served = threads.spawn(async move {
+            // A listener belongs to the threads on which it was made.
+            let listener = TcpListener::from_std(listener)?;
+            Ok(ControlPlane::new(config).serve_on(listener, shutdown_too).await?)
+        });
+        Ok(Self { address, shutdown, served, threads: Some(threads), _pki: pki })
     }
 
     /// A connection to it, on which both people have signed in and are in the run's own team.
     pub(super) async fn client(&self, own: Own) -> anyhow::Result<Client> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
         let mut client = Client {
-            sender: Mutex::new(sender),
+            connection: Mutex::new(handshake(TokioIo::new(stream)).await?),
             host: self.address.to_string(),
             admin: String::new(),
             member: String::new(),
@@ -79,10 +86,27 @@ impl Platform {
         Ok(client)
     }
 
+    /// What some work on the control plane's threads comes to.
+    pub(super) async fn on_its_threads<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        self.threads.as_ref().context("the control plane has ended")?.spawn(work).await?
+    }
+
     /// Ends it.
-    pub(super) async fn close(self) -> anyhow::Result<()> {
+    pub(super) async fn close(mut self) -> anyhow::Result<()> {
         self.shutdown.cancel();
-        Ok(self.served.await??)
+        (&mut self.served).await?
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        // A runtime must not be waited for inside another.
+        if let Some(threads) = self.threads.take() {
+            threads.shutdown_background();
+        }
     }
 }
 
@@ -95,10 +119,14 @@ pub(super) enum Who {
     Member,
 }
 
-/// A kept connection.
+/// Where requests go in, and what works them.
+type Kept = (SendRequest<Full<Bytes>>, Connection<TokioIo<TcpStream>, Full<Bytes>>);
+
+/// A kept connection. It is worked by whoever asks, as the one to the database is, so that neither side of a comparison
+/// pays for a change of threads.
 #[derive(Debug)]
 pub(super) struct Client {
-    sender: Mutex<SendRequest<Full<Bytes>>>,
+    connection: Mutex<Kept>,
     host: String,
     admin: String,
     member: String,
@@ -139,11 +167,21 @@ impl Client {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         let request = request.body(Full::new(body))?;
-        let mut sender = self.sender.lock().await;
-        sender.ready().await?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
+        let mut connection = self.connection.lock().await;
+        let (sender, work) = &mut *connection;
+        let exchange = async {
+            sender.ready().await?;
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
+        };
+        let (status, body) = tokio::select! {
+            answer = exchange => answer?,
+            ended = work => {
+                ended?;
+                bail!("the control plane has closed the connection");
+            }
+        };
         if !status.is_success() {
             bail!("{path} answered {status}: {}", String::from_utf8_lossy(&body));
         }
