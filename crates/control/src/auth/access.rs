@@ -134,12 +134,12 @@ pub(crate) async fn by_token(app: &App, parts: &Parts, token: &str) -> Result<Si
     let Some(claims) = app.tokens.read(token) else { return Err(unknown("malformed, foreign or expired")) };
     let session = app.store.within(app.store.session(claims.sub, claims.team_id)).await?;
     let Some(session) = session else { return Err(unknown("there is no such account")) };
-    if is_before(&claims, session.sessions_from) {
-        return Err(unknown("signed before the password was reset"));
-    }
     if session.status != UserStatus::Active {
         refused(parts, app, "a token", &begins(), "the account is not active");
         return Err(ApiError::account_deactivated());
+    }
+    if is_before(&claims, session.sessions_from) {
+        return Err(unknown("signed before the password was reset"));
     }
     Ok(person(&claims, session))
 }
