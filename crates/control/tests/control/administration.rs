@@ -47,6 +47,11 @@ async fn locking_an_account_ends_its_keys_and_the_capsules_of_its_teams_fake_age
     for _ in 0..2 {
         assert_eq!(put(&server, &root, active.clone(), json!({"active": false})).await.0, 204);
     }
+    // Tokens are of a second, so that only later ones tell whether sign-ins have ended.
+    let sessions_from = async |when: &str| {
+        server.sql(format!("update users set sessions_from = {when} where id = '{}'", ada.id.uuid())).await;
+    };
+    sessions_from("now() + interval '1 minute'").await;
     assert_eq!((uses(&key).await, uses(&kept).await), (401, 200));
     refused(server.get_by(&ada, "/v1/me").await, 403, "account_deactivated");
     let state = async |by: &Person, capsule: &Value| {
@@ -65,6 +70,8 @@ async fn locking_an_account_ends_its_keys_and_the_capsules_of_its_teams_fake_age
     assert!(log["items"][0]["metadata"]["reason"].as_str().unwrap().contains("deactivated"), "{log}");
 
     assert_eq!(put(&server, &root, active, json!({"active": true})).await.0, 204);
+    refused(server.get_by(&ada, "/v1/me").await, 401, "unauthorized");
+    sessions_from("now() - interval '1 minute'").await;
     assert_eq!(server.get_by(&ada, "/v1/me").await.0, 200);
     assert_eq!(uses(&key).await, 401);
     let (_, log) = server.get_by(&root, "/v1/admin/audit-logs?resource_type=user").await;
