@@ -200,7 +200,8 @@ async fn of_few_kinds(
     (resources, actions): &(Vec<String>, Vec<String>),
 ) -> Result<Vec<AuditRecord>, StoreError> {
     let (before, before_id) = filter.place();
-    // Beyond the end of an array there is no kind, and nothing to walk.
+    // Each walk stands in the text by itself, because PostgreSQL merges only those: what it walks for rows of another
+    // query, it sorts. Beyond the end of an array there is no kind, and nothing to walk.
     Ok(sqlx::query_as!(
         AuditRecord,
         r#"select id as "id!", actor_type as "actor_type!", actor_id, actor_name, resource_type as "resource_type!",

@@ -32,6 +32,17 @@ impl Idle {
         // A panic in between leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The connection that was used last. Where even that one has been idle, all go back to the pool.
+    fn newest(&self) -> Option<PoolConnection<Postgres>> {
+        let mut idle = self.lock();
+        let (connection, since) = idle.pop()?;
+        if since.elapsed() < TRUSTED_IDLE {
+            return Some(connection);
+        }
+        idle.clear();
+        None
+    }
 }
 
 impl Drop for Idle {
@@ -53,9 +64,8 @@ impl Kept {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub(super) async fn take(&self) -> Result<Reading, StoreError> {
-        let used = self.idle.lock().pop().filter(|(_, since)| since.elapsed() < TRUSTED_IDLE);
-        let connection = match used {
-            Some((connection, _)) => connection,
+        let connection = match self.idle.newest() {
+            Some(connection) => connection,
             None => self.pool.acquire().await?,
         };
         Ok(Reading { connection, kept: self.clone() })
