@@ -95,12 +95,9 @@ def test_a_deleted_account_takes_its_team_and_its_machines_along():
         assert program.get(path).status_code == 401
     assert person.http.get("/v1/me").json()["error"]["code"] == "account_deactivated"
 
-    def machines(found):
-        return {kind: things for kind, things in found.items() if kind != "rows"}
-
-    eventually(lambda: machines(host.holdings()) == machines(before))
-    capsules = {row for row in host.rows() if row.startswith("capsule ")}
-    assert capsules == {row for row in before["rows"] if row.startswith("capsule ")}
+    # The team and the account stay as rows for a while.
+    before["rows"] |= {row for row in host.rows() if not row.startswith("capsule ")}
+    assert host.settled(before) == {}
 
 
 def test_an_administrator_runs_a_capsule_of_the_platform():
