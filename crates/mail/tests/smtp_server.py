@@ -1,7 +1,8 @@
 """A mail server for the tests: writes its port, then every message that it takes as a line of JSON.
 
 It ends with its standard input, so it does not outlive a test that was killed. What it answers depends on the
-recipient: `unknown@` is refused for good, `busy@` for now, and `spam@` after the message, which the answer repeats.
+recipient: `unknown@` gets a permanent error, `busy@` a transient one, and `spam@` one after the message, which the
+answer repeats.
 """
 
 import argparse
