@@ -9,6 +9,7 @@ use crc32c::crc32c;
 use crate::copy::next_data;
 use crate::fields::{in_memory, length};
 use crate::footer::{Footer, Kind, Summed, read_at};
+use crate::verified::verify_once;
 use crate::{BLOCK, CHUNK_BLOCKS, CHUNK_BYTES, ImageError, RUN_BYTES, is_zero};
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
@@ -91,8 +92,12 @@ impl BaseFile {
         Err(ImageError::damaged(&self.path, what))
     }
 
-    /// Reads the whole base and checks it.
+    /// Reads the whole base and checks it, unless this process found it intact before.
     pub(crate) fn verify(&self) -> Result<(), ImageError> {
+        verify_once(&self.file, &self.path, &self.footer, || self.read_through())
+    }
+
+    fn read_through(&self) -> Result<(), ImageError> {
         let mut buf = vec![0; RUN_BYTES];
         let mut chunk = 0;
         while chunk < self.chunks() {

@@ -14,7 +14,6 @@ use crate::header::{FileEntry, Header};
 use crate::layer_file::{LayerFile, map_of};
 use crate::map::{find, overlay};
 use crate::partial::{PartialFile, directory, sync_directory};
-use crate::verified::verify_once;
 use crate::{BLOCK, Extent, ImageError, MAX_LAYERS, MAX_TABLE_BYTES, Source};
 
 /// An image whose files are open. Any number of threads may read from it at once, and it stays readable when its files
@@ -225,7 +224,16 @@ impl Image {
     /// # Errors
     /// [`ImageError`] where the base cannot be read or is damaged.
     pub fn verify_base(&self) -> Result<(), ImageError> {
-        verify_once(&self.base)
+        self.base.verify()
+    }
+
+    /// Reads the data of every layer through and checks it, also what newer layers hide. A layer that this process found
+    /// intact before, and that was not modified since, is not read again.
+    ///
+    /// # Errors
+    /// [`ImageError`] where a layer cannot be read or is damaged.
+    pub fn verify_layers(&self) -> Result<(), ImageError> {
+        self.layers.iter().try_for_each(LayerFile::verify)
     }
 
     /// Bytes that all files together take on the disk. What is shared by hard links counts in each image.

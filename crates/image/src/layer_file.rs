@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use crc32c::crc32c;
 
-use crate::fields::{Fields, length};
+use crate::fields::{Fields, in_memory, length};
 use crate::footer::{Footer, Kind, RANGE_BYTES, Summed, read_at};
 use crate::layer::Range;
 use crate::map::push;
-use crate::{BLOCK, BLOCK_BYTES, Extent, Fault, ImageError, Source};
+use crate::verified::verify_once;
+use crate::{BLOCK, BLOCK_BYTES, Extent, Fault, ImageError, RUN_BYTES, Source};
 
 #[derive(Debug)]
 pub(crate) struct LayerFile {
@@ -52,6 +53,22 @@ impl LayerFile {
     pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         self.read_unchecked(at, buf)?;
         self.check(at, buf)
+    }
+
+    /// Reads the whole data of the layer and checks it, unless this process found it intact before.
+    pub(crate) fn verify(&self) -> Result<(), ImageError> {
+        verify_once(&self.file, &self.path, &self.footer, || self.read_through())
+    }
+
+    fn read_through(&self) -> Result<(), ImageError> {
+        let mut buf = vec![0; in_memory(self.data_bytes()).min(RUN_BYTES)];
+        let mut at = 0;
+        while at < self.data_bytes() {
+            let count = in_memory(self.data_bytes() - at).min(buf.len());
+            self.read(at, &mut buf[..count])?;
+            at += count as u64;
+        }
+        Ok(())
     }
 
     /// Checks whole blocks that were read from the offset `at`.

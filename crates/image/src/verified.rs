@@ -1,14 +1,17 @@
-//! Which bases this process has read through already.
+//! Which bases and layers this process has read through already.
 //!
-//! Thousands of images share a base, which is hundreds of megabytes long and never changes, so it is checked once. A
-//! file is recognised by its inode, its time of modification, its identity and the sum of its sums. The time of the last
-//! change of the inode is left out on purpose: every hard link to the base sets it.
+//! Thousands of images share a base, which is hundreds of megabytes long and never changes, so it is checked once; layers
+//! are shared by the images that were forked from one. A file is recognised by its inode, its time of modification, its
+//! identity and the sum of its sums. The time of the last change of the inode is left out on purpose: every hard link to
+//! the file sets it.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use crate::base_file::BaseFile;
+use crate::footer::Footer;
 use crate::{FileId, ImageError};
 
 /// Files remembered. Beyond that all are forgotten, which costs one more reading of those in use.
@@ -24,25 +27,30 @@ struct Key {
     table_crc: u32,
 }
 
-/// Whether a base was found intact; locked while it is being read, so that others wait rather than read it as well.
+/// Whether a file was found intact; locked while it is being read, so that others wait rather than read it as well.
 type Verdict = Arc<Mutex<bool>>;
 
 static VERDICTS: LazyLock<Mutex<HashMap<Key, Verdict>>> = LazyLock::new(Mutex::default);
 
-/// Reads the base through unless that was done before.
-pub(crate) fn verify_once(base: &BaseFile) -> Result<(), ImageError> {
-    let meta = base.file.metadata().map_err(|source| ImageError::io("examine", &base.path, source))?;
+/// Has an open base or layer read through, unless that was done before.
+pub(crate) fn verify_once(
+    file: &File,
+    path: &Path,
+    footer: &Footer,
+    read_through: impl FnOnce() -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let meta = file.metadata().map_err(|source| ImageError::io("examine", path, source))?;
     let verdict = verdict(Key {
         device: meta.dev(),
         inode: meta.ino(),
         length: meta.len(),
         modified: (meta.mtime(), meta.mtime_nsec()),
-        id: base.footer.id,
-        table_crc: base.footer.table_crc,
+        id: footer.id,
+        table_crc: footer.table_crc,
     });
     let mut intact = verdict.lock().unwrap_or_else(PoisonError::into_inner);
     if !*intact {
-        base.verify()?;
+        read_through()?;
         *intact = true;
     }
     Ok(())

@@ -188,6 +188,48 @@ fn a_base_modified_after_it_was_found_intact_is_read_again() {
     );
 }
 
+#[test]
+fn layers_are_checked_as_a_whole_also_where_newer_ones_hide_them() {
+    let (_fixture, image) = fixture();
+    for (layer, data_blocks) in image.layer_paths().iter().zip([3, 1]) {
+        for at in (0..data_blocks * 4096).step_by(1021) {
+            flip(layer, at, 1);
+            let error = image.verify_layers().expect_err("a flipped byte is found");
+            assert_eq!(named(&error), layer, "byte {at}: {error}");
+            flip(layer, at, 1);
+        }
+    }
+    image.verify_layers().unwrap();
+}
+
+#[test]
+fn a_layer_modified_after_it_was_found_intact_is_read_again() {
+    let (fixture, image) = fixture();
+    for path in image.layer_paths() {
+        // As with bases: a change within one tick of the clock would not show.
+        let layer = OpenOptions::new().write(true).open(path).unwrap();
+        layer.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+    image.verify_layers().unwrap();
+    Image::open(image.header_path()).unwrap().verify_layers().unwrap();
+    let newer = fixture.path("layer-1");
+    flip(&newer, 17, 1);
+    assert_eq!(named(&image.verify_layers().unwrap_err()), newer);
+    assert_eq!(named(&image.verify_layers().unwrap_err()), newer, "a failure is not remembered as success");
+}
+
+#[test]
+fn a_layer_found_intact_is_not_read_again() {
+    let (fixture, image) = fixture();
+    image.verify_layers().unwrap();
+    let older = fixture.path("layer-0");
+    let modified = fs::metadata(&older).unwrap().modified().unwrap();
+    // Damage that keeps the time of modification shows that the file was not looked into.
+    flip(&older, 17, 1);
+    OpenOptions::new().write(true).open(&older).unwrap().set_modified(modified).unwrap();
+    image.verify_layers().unwrap();
+}
+
 /// Alters the table of a layer, which begins after `data_blocks`, and makes its sums right again.
 fn alter_table(path: &Path, data_blocks: usize, alter: impl FnOnce(&mut Vec<u8>)) {
     let whole = fs::read(path).unwrap();
