@@ -63,6 +63,9 @@ impl Server {
         if let Some((number, words)) = &self.last
             && *number == call.number
         {
+            if let Ok(request) = configure::parse(call.body) {
+                configure::catch_up(&request);
+            }
             self.send(words, peer);
             return;
         }

@@ -2,7 +2,7 @@
 //! replaced as a whole.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use subtle::ConstantTimeEq;
 
@@ -36,13 +36,20 @@ pub(crate) struct Settings {
     values: Arc<RwLock<Arc<Values>>>,
     /// Held for writing while something that was set is not yet everywhere.
     settled: Arc<tokio::sync::RwLock<()>>,
+    /// The last restore whose news was taken in.
+    restored: Arc<Mutex<Option<u64>>>,
 }
 
 impl Settings {
     /// Settings that demand `token` and leave the rest open.
     pub(crate) fn new(token: Option<String>) -> Self {
         let values = Arc::new(RwLock::new(Arc::new(Values { token, ..Values::default() })));
-        Self { values, settled: Arc::default() }
+        Self { values, settled: Arc::default(), restored: Arc::default() }
+    }
+
+    /// The number of the last restore whose news was taken in, locked against others that bring news.
+    pub(crate) fn restored(&self) -> MutexGuard<'_, Option<u64>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The set in force now.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use http::StatusCode;
 use support::{Daemon, PATIENCE};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use wrenn_protocol::datagram::{Answer, Call, MAX_BYTES, Operation};
 use wrenn_protocol::guest::{GuestError, InitRequest, InitResponse};
@@ -104,4 +104,26 @@ async fn preparing_closes_what_is_idle_and_a_restore_breaks_everything() {
         assert!(matches!(ended, Ok(0) | Err(_)));
     }
     assert_eq!(daemon.get("/health").await.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_late_attempt_of_a_restore_is_answered_and_breaks_nothing() {
+    let daemon = Daemon::start();
+    let restored =
+        |number| InitRequest { restored: true, restore_number: Some(number), ..with_variable("first") };
+    assert_eq!(init(&daemon, 1, "", &restored(5)).await.0, StatusCode::OK);
+    let mut since = TcpStream::connect(("127.0.0.1", daemon.port)).await.unwrap();
+    // Accepted, once a later connection was served.
+    assert_eq!(daemon.get("/health").await.status, StatusCode::NO_CONTENT);
+    let late = InitRequest { env_vars: with_variable("late").env_vars, ..restored(5) };
+    assert_eq!(init(&daemon, 2, "", &late).await.0, StatusCode::OK);
+    assert_eq!(variable(&daemon).await, "first");
+    since.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    tokio::time::timeout(PATIENCE, since.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 204");
+    // The next restore is another one.
+    assert_eq!(init(&daemon, 3, "", &restored(6)).await.0, StatusCode::OK);
+    // Whether with an error or without.
+    let _ended = tokio::time::timeout(PATIENCE, since.read_to_end(&mut Vec::new())).await.unwrap();
 }

@@ -75,6 +75,10 @@ pub struct InitRequest {
     /// but the one of this request is broken. Processes behind them go on as when a client hangs up.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub restored: bool,
+    /// Which restore this is about. All attempts of one restore carry one number, of which only the first is obeyed: one that
+    /// was given up may arrive when others have connected since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore_number: Option<u64>,
     /// Bytes that the root disk has, or is about to have: the file system is grown to it in the background. The device
     /// may take up to five seconds to show that size.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -111,8 +111,10 @@ impl Actor {
         if wanted > had {
             machine.resize_disk(wanted).await?;
         }
+        let number = rand::random();
         let request = || InitRequest {
             restored: true,
+            restore_number: Some(number),
             disk_bytes: (wanted > had).then_some(wanted),
             ..identity_request(&self.record)
         };

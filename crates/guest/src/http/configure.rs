@@ -76,10 +76,41 @@ pub(super) async fn init(
 /// The work of `/init`, which came by the connection from `peer` if by any. What is left to do is to write the files of a
 /// machine that was renamed.
 pub(crate) fn apply(
-    Machine { settings, connections }: &Machine,
+    machine: &Machine,
     request: InitRequest,
     peer: Option<Peer>,
 ) -> Result<(InitResponse, Option<Renamed>)> {
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let response = InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel, datagrams: true };
+    let mut restored = machine.settings.restored();
+    let number = request.restore_number;
+    if number.is_some() && *restored == number {
+        // Whoever has connected since must not be cut off.
+        catch_up(&request);
+        return Ok((response, None));
+    }
+    let renamed = take_in(machine, request, peer)?;
+    *restored = number.or(*restored);
+    Ok((response, renamed))
+}
+
+/// Takes the time from another attempt of a restore whose news was taken in: the first may have waited for seconds in the
+/// host's queue before the machine ran, and those that waited behind it are younger.
+pub(crate) fn catch_up(request: &InitRequest) {
+    let told = request.timestamp.as_deref().filter(|_| request.restored).map(parse_time);
+    if let Some(Ok(time)) = told
+        && time > OffsetDateTime::now_utc()
+    {
+        // It was possible a moment ago. A clock that stays behind is no reason to refuse the attempt.
+        let _ = step_clock(time);
+    }
+}
+
+fn take_in(
+    Machine { settings, connections }: &Machine,
+    request: InitRequest,
+    peer: Option<Peer>,
+) -> Result<Option<Renamed>> {
     let timestamp = request.timestamp.as_deref().map(parse_time).transpose()?;
     let entropy = request.entropy.as_deref().map(parse_entropy).transpose()?;
     if let Some(time) = timestamp {
@@ -108,8 +139,7 @@ pub(crate) fn apply(
             values.env = env;
         }
     });
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    Ok((InitResponse { version: env!("CARGO_PKG_VERSION").to_owned(), kernel, datagrams: true }, renamed))
+    Ok(renamed)
 }
 
 pub(crate) fn parse(body: &[u8]) -> Result<InitRequest> {
