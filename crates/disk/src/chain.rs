@@ -9,8 +9,27 @@ use crate::DiskError;
 pub const BASE: &str = "disk-0";
 
 const PREFIX: &str = "disk-";
-const SUFFIX: &str = ".qcow2";
 const ID_DIGITS: usize = 16;
+
+/// What a layer is, as the end of its name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A qcow2 image.
+    Qcow2,
+    /// A header of ours and an exception store of the device-mapper.
+    Cow,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Qcow2, Self::Cow];
+
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Qcow2 => ".qcow2",
+            Self::Cow => ".cow",
+        }
+    }
+}
 
 /// A root disk: files of one directory, all paths absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,16 +87,30 @@ impl Chain {
     }
 }
 
-/// Whether `name` is one that a layer of a disk may have.
+/// Whether `name` is one that a layer of a disk may have, of whichever driver.
 pub fn is_layer_name(name: &str) -> bool {
-    let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
-    digits
-        .is_some_and(|id| id.len() == ID_DIGITS && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')))
+    Kind::ALL.into_iter().any(|kind| layer_id(name, kind).is_some())
+}
+
+/// The part of a layer's name that no other has: [`ID_DIGITS`] digits of lower case.
+pub(crate) fn layer_id(name: &str, kind: Kind) -> Option<&str> {
+    let id = name.strip_prefix(PREFIX)?.strip_suffix(kind.suffix())?;
+    is_id(id).then_some(id)
+}
+
+/// Whether `id` has the form of the unique part of a layer's name.
+pub(crate) fn is_id(id: &str) -> bool {
+    id.len() == ID_DIGITS && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The name of the layer whose unique part is `id`.
+pub(crate) fn layer_name(id: &str, kind: Kind) -> String {
+    format!("{PREFIX}{id}{}", kind.suffix())
 }
 
 /// A name that no other layer of any disk has.
-pub(crate) fn new_layer_name() -> String {
-    format!("{PREFIX}{}{SUFFIX}", hex::encode(rand::random::<[u8; ID_DIGITS / 2]>()))
+pub(crate) fn new_layer_name(kind: Kind) -> String {
+    layer_name(&hex::encode(rand::random::<[u8; ID_DIGITS / 2]>()), kind)
 }
 
 /// The last component of a path of this crate's making, which is always text.
@@ -91,12 +124,22 @@ mod tests {
 
     #[test]
     fn a_layers_name_is_recognised_and_no_other() {
-        let (one, two) = (new_layer_name(), new_layer_name());
-        assert!(is_layer_name(&one) && is_layer_name(&two) && one != two);
+        for kind in Kind::ALL {
+            let (one, two) = (new_layer_name(kind), new_layer_name(kind));
+            assert!(is_layer_name(&one) && is_layer_name(&two) && one != two);
+            assert_eq!(layer_id(&one, kind).map(|id| layer_name(id, kind)), Some(one));
+        }
+        assert_eq!(layer_id("disk-0123456789abcdef.cow", Kind::Qcow2), None);
         let long = format!("disk-{}.qcow2", "a".repeat(17));
-        for other in
-            [BASE, "disk-.qcow2", "../disk-0123456789abcdef.qcow2", "disk-0123456789ABCDEF.qcow2", &long]
-        {
+        for other in [
+            BASE,
+            "disk-.qcow2",
+            "../disk-0123456789abcdef.qcow2",
+            "disk-0123456789ABCDEF.qcow2",
+            "disk-0123456789abcdef",
+            "disk-0123456789abcdef.cow.qcow2",
+            &long,
+        ] {
             assert!(!is_layer_name(other), "{other}");
         }
     }

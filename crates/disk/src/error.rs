@@ -70,6 +70,84 @@ pub enum DiskError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The base is no whole number of sectors.
+    #[error("the image {path:?} has {bytes} bytes, which is no multiple of 512: pad it with zeros to one")]
+    OddBase {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// This machine's kernel lacks a part that devices are made of.
+    #[error("{part} is missing: {cure}")]
+    KernelLacks {
+        /// What is missing.
+        part: &'static str,
+        /// What to do about it.
+        cure: &'static str,
+        /// What came of using it.
+        source: std::io::Error,
+    },
+    /// A name that devices cannot have.
+    #[error(
+        "{name:?} cannot name a device: take letters, digits and '-', {most} at most, not like a layer's at the end"
+    )]
+    BadName {
+        /// The name.
+        name: String,
+        /// Characters that it may have.
+        most: usize,
+    },
+    /// The owner has a disk already.
+    #[error("the device {device:?} exists already: detach it first")]
+    Attached {
+        /// Its name in the device-mapper.
+        device: String,
+    },
+    /// There is no such device.
+    #[error("there is no device {device:?}: attach the disk, or stage the layer, first")]
+    NotAttached {
+        /// Its name in the device-mapper.
+        device: String,
+    },
+    /// Somebody has it open still.
+    #[error(
+        "{what:?} is still in use after {seconds} s: end the VMM or whatever else has it open, then try again"
+    )]
+    Busy {
+        /// A device or a file.
+        what: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The device-mapper has something else under the name than this crate makes.
+    #[error(
+        "the device {device:?} is not as this program makes it: {reason}; detach the disk and attach it again"
+    )]
+    StrangeDevice {
+        /// Its name in the device-mapper.
+        device: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A layer is lost.
+    #[error(
+        "the kernel could not write to {layer:?} and gave it up, with all that was written since the layer below was frozen: go back to that"
+    )]
+    StoreLost {
+        /// File name of the layer.
+        layer: String,
+    },
+    /// The kernel refused something about a device.
+    #[error("could not {action} the device {device:?} (dmesg may say more)")]
+    Device {
+        /// What was being done.
+        action: &'static str,
+        /// Its name in the device-mapper, or the file of a loop device.
+        device: String,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
     /// The operating system refused.
     #[error("could not {action} {path:?}")]
     Io {
@@ -90,6 +168,10 @@ impl DiskError {
             std::io::ErrorKind::AlreadyExists => Self::Exists { path },
             _ => Self::Io { action, path, source },
         }
+    }
+
+    pub(crate) fn device(action: &'static str, device: &str, source: impl Into<std::io::Error>) -> Self {
+        Self::Device { action, device: device.to_owned(), source: source.into() }
     }
 
     pub(crate) fn not_a_layer(path: &Path, reason: &'static str) -> Self {

@@ -4,8 +4,8 @@
 //! written since the layer below it was frozen. Only the last one is written to.
 //!
 //! ```text
-//!   disk-0  ◀─  disk-5f0c….qcow2  ◀─  disk-91aa….qcow2  ◀─  disk-07d3….qcow2
-//!   raw base       frozen                frozen               takes the writes
+//!   disk-0  ◀─  disk-5f0c…  ◀─  disk-91aa…  ◀─  disk-07d3…
+//!   raw base     frozen          frozen          takes the writes
 //! ```
 //!
 //! Everything but the last file is immutable, so it may be shared: a template, a clone and the capsule that both came
@@ -13,12 +13,18 @@
 //! them unlinks names and can hurt no other. For that to work a layer names what it builds on by a bare file name, and
 //! a layer keeps its name wherever it is linked: the base is always [`BASE`], a layer has 64 random bits in its name.
 //!
-//! [`RootDisks`] makes, grows, shares and merges chains; [`Qcow2Disks`] does so with qcow2 layers.
+//! [`RootDisks`] makes, grows, shares and merges chains. [`Qcow2Disks`] does so with qcow2 layers, which a VMM opens by
+//! itself, [`CowDisks`] with exception stores of the kernel's device-mapper: of those [`Devices`] makes the block device
+//! that a VMM opens, and changes what is behind it while it runs.
 
 mod chain;
+mod cow;
+mod devices;
+mod driver;
 mod error;
 mod files;
 mod qcow2;
+mod walk;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +32,8 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 pub use chain::{Allocated, BASE, Chain, is_layer_name};
+pub use cow::{AHEAD, CowDisks, PLENTY, Room, keep_room};
+pub use devices::{DeviceNumber, Devices, Used};
 pub use error::DiskError;
 pub use qcow2::Qcow2Disks;
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Lab, assert_sound, content, io, noise};
+use common::{Cow, Kind, Lab, Qcow2, noise};
 use proptest::prelude::*;
 use wrenn_disk::{MIB, RootDisks};
 
@@ -39,8 +39,8 @@ fn clip(at: usize, length: usize, size: usize) -> Option<(usize, usize)> {
     (at < size).then(|| (at, length.min(size - at)))
 }
 
-async fn live(steps: Vec<Step>) {
-    let lab = Lab::new(BASE_BYTES);
+async fn live<K: Kind>(steps: Vec<Step>) {
+    let lab = Lab::<K>::new(BASE_BYTES);
     let mut chain = lab.disks.create(&lab.dir("0"), &lab.base(), START_MB).await.unwrap();
     let mut model = noise(BASE_BYTES);
     model.resize(usize::try_from(u64::from(START_MB) * MIB).unwrap(), 0);
@@ -49,18 +49,19 @@ async fn live(steps: Vec<Step>) {
         match step {
             Step::Write { at, length, value } => {
                 let Some((at, length)) = clip(at, length, size) else { continue };
-                io(chain.top(), &[format!("write -P {value} {at} {length}")]);
+                K::write(&chain, at, length, value);
                 model[at..at + length].fill(value);
             }
             Step::Zero { at, length } => {
                 let Some((at, length)) = clip(at, length, size) else { continue };
-                io(chain.top(), &[format!("write -z -u {at} {length}")]);
+                K::write(&chain, at, length, 0);
                 model[at..at + length].fill(0);
             }
             Step::Discard { cluster, count } => {
                 let Some((at, length)) = clip(cluster * CLUSTER, count * CLUSTER, size) else { continue };
-                io(chain.top(), &[format!("discard {at} {length}")]);
-                model[at..at + length].fill(0);
+                if K::discard(&chain, at, length) {
+                    model[at..at + length].fill(0);
+                }
             }
             Step::Push { more_mb } => {
                 let mb = u32::try_from(chain.virtual_bytes / MIB).unwrap();
@@ -79,21 +80,28 @@ async fn live(steps: Vec<Step>) {
             }
         }
     }
-    assert_sound(&chain);
+    K::assert_sound(&chain);
     let dir = chain.base.parent().unwrap();
     assert_eq!(lab.disks.open(dir, chain.top_name()).await.unwrap(), chain);
-    assert!(content(&chain) == model);
+    assert!(K::content(&chain) == model);
     let flat = lab.disks.flatten(&chain, 0).await.unwrap();
-    assert_sound(&flat);
-    assert!(content(&flat) == model);
+    K::assert_sound(&flat);
+    assert!(K::content(&flat) == model);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn a_disk_reads_back_what_was_last_written_whatever_happens_to_its_layers(
+    fn a_qcow2_disk_reads_back_what_was_last_written_whatever_happens_to_its_layers(
         steps in prop::collection::vec(step(), 1..25),
     ) {
-        tokio::runtime::Runtime::new().unwrap().block_on(live(steps));
+        tokio::runtime::Runtime::new().unwrap().block_on(live::<Qcow2>(steps));
+    }
+
+    #[test]
+    fn a_copy_on_write_disk_reads_back_what_was_last_written_whatever_happens_to_its_layers(
+        steps in prop::collection::vec(step(), 1..25),
+    ) {
+        tokio::runtime::Runtime::new().unwrap().block_on(live::<Cow>(steps));
     }
 }

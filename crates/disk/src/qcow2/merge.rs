@@ -11,7 +11,7 @@ use super::format::{CLUSTER, L2_ENTRIES};
 use super::reader::{Cell, Layer, ZERO};
 use super::writer::Writer;
 use crate::files::Made;
-use crate::{Chain, DiskError};
+use crate::{Chain, DiskError, driver};
 
 /// A merge in progress.
 #[derive(Debug)]
@@ -57,11 +57,7 @@ pub(super) fn merge(
 fn below<'a>(chain: &'a Chain, kept: &'a [PathBuf]) -> Result<(&'a PathBuf, u64), DiskError> {
     match kept.last() {
         Some(path) => Ok((path, Layer::open(path)?.header.virtual_bytes)),
-        None => {
-            let meta = std::fs::metadata(&chain.base);
-            let meta = meta.map_err(|source| DiskError::io("measure", &chain.base, source))?;
-            Ok((&chain.base, meta.len()))
-        }
+        None => Ok((&chain.base, driver::base_bytes(chain)?)),
     }
 }
 

@@ -12,15 +12,15 @@ mod writer;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use tokio::process::Command;
 
-use crate::chain::{self, BASE, Chain};
-use crate::files::{self, Made};
-use crate::{DiskError, MIB, MOST_LAYERS, RootDisks, directory};
+use crate::chain::{Chain, Kind};
+use crate::driver::{self, Layers};
+use crate::files::Made;
+use crate::walk::Described;
+use crate::{DiskError, RootDisks};
 
 /// The driver; it holds nothing but the name of the tool.
 #[derive(Debug, Clone)]
@@ -81,163 +81,50 @@ impl Qcow2Disks {
     }
 }
 
-/// Runs `work` where it may block. The files that it made go away with it when the caller does.
-async fn blocking<T: Send + 'static>(
-    path: &Path,
-    work: impl FnOnce(&mut Made) -> Result<T, DiskError> + Send + 'static,
-) -> Result<(T, Made), DiskError> {
-    let task = tokio::task::spawn_blocking(move || {
-        let mut made = Made::default();
-        Ok((work(&mut made)?, made))
-    });
-    task.await.map_err(|error| DiskError::io("work on", path, std::io::Error::other(error)))?
-}
+impl Layers for Qcow2Disks {
+    const KIND: Kind = Kind::Qcow2;
+    const MOST_MB: u64 = format::MOST_MB;
 
-fn create(dir: &Path, base: &Path, size_mb: u32, made: &mut Made) -> Result<Chain, DiskError> {
-    let dir = directory(dir)?;
-    let found = std::fs::canonicalize(base).and_then(|path| Ok((path.metadata()?.len(), path)));
-    let (base_bytes, base) = found.map_err(|source| match source.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => {
-            DiskError::BackingMissing { path: base.to_path_buf() }
-        }
-        _ => DiskError::io("open", base, source),
-    })?;
-    let virtual_bytes = checked_size(size_mb, base_bytes)?;
-    let chain = Chain { base: dir.join(BASE), layers: Vec::new(), virtual_bytes };
-    files::share(&base, &chain.base, made)?;
-    add_layer(chain, made)
-}
-
-fn push(chain: &Chain, size_mb: Option<u32>, made: &mut Made) -> Result<Chain, DiskError> {
-    if chain.layers.len() >= MOST_LAYERS {
-        return Err(DiskError::TooDeep { path: chain.top().to_path_buf(), layers: chain.layers.len() });
+    fn write_empty(path: &Path, virtual_bytes: u64, below: &Path, made: &mut Made) -> Result<(), DiskError> {
+        writer::Writer::create(path, virtual_bytes, below, made)?.finish().map(drop)
     }
-    let virtual_bytes = match size_mb {
-        Some(size_mb) => checked_size(size_mb, chain.virtual_bytes)?,
-        None => chain.virtual_bytes,
-    };
-    let pushed = add_layer(Chain { virtual_bytes, ..chain.clone() }, made)?;
-    files::freeze(chain.top())?;
-    Ok(pushed)
-}
 
-/// Bytes of a disk of `size_mb` that holds `least` bytes already.
-fn checked_size(size_mb: u32, least: u64) -> Result<u64, DiskError> {
-    let (asked_mb, base_mb) = (u64::from(size_mb), least.div_ceil(MIB).max(1));
-    if asked_mb < base_mb {
-        return Err(DiskError::TooSmall { asked_mb, base_mb });
-    }
-    if asked_mb > format::MOST_MB {
-        return Err(DiskError::TooLarge { asked_mb, most_mb: format::MOST_MB });
-    }
-    Ok(asked_mb * MIB)
-}
-
-fn add_layer(mut chain: Chain, made: &mut Made) -> Result<Chain, DiskError> {
-    let path = chain.dir().join(chain::new_layer_name());
-    writer::Writer::create(&path, chain.virtual_bytes, chain.top(), made)?.finish()?;
-    chain.layers.push(path);
-    Ok(chain)
-}
-
-fn link(chain: &Chain, dir: &Path, made: &mut Made) -> Result<Chain, DiskError> {
-    let dir = directory(dir)?;
-    let mut linked = Chain { base: dir.join(BASE), layers: Vec::new(), virtual_bytes: chain.virtual_bytes };
-    files::share(&chain.base, &linked.base, made)?;
-    for layer in &chain.layers {
-        files::freeze(layer)?;
-        let path = dir.join(chain::file_name(layer));
-        files::share(layer, &path, made)?;
-        linked.layers.push(path);
-    }
-    Ok(linked)
-}
-
-fn sync(chain: &Chain) -> Result<(), DiskError> {
-    // Clean layers cost next to nothing, and no caller has to know which ones a VMM wrote to last.
-    for path in &chain.layers {
-        let synced = files::open(path).and_then(|file| file.sync_all());
-        synced.map_err(|source| DiskError::io("sync", path, source))?;
-    }
-    files::sync_directory(chain.dir())
-}
-
-fn remove_unlisted(dir: &Path, keep: &Chain) -> Result<(), DiskError> {
-    let failed = |source| DiskError::io("list", dir, source);
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let of_a_disk = name == BASE || chain::is_layer_name(name);
-        if of_a_disk && !keep.files().any(|path| chain::file_name(path) == name) {
-            files::remove(&dir.join(name))?;
-        }
-    }
-    Ok(())
-}
-
-/// Tells the work that its caller is gone.
-#[derive(Debug, Default)]
-struct CancelOnDrop(Arc<AtomicBool>);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+    fn describe(path: &Path) -> Result<Described, DiskError> {
+        reader::describe(path)
     }
 }
 
 #[async_trait]
 impl RootDisks for Qcow2Disks {
     async fn create(&self, dir: &Path, base: &Path, size_mb: u32) -> Result<Chain, DiskError> {
-        let (at, base) = (dir.to_path_buf(), base.to_path_buf());
-        let (chain, made) = blocking(dir, move |made| create(&at, &base, size_mb, made)).await?;
-        made.keep();
-        Ok(chain)
+        driver::create::<Self>(dir, base, size_mb).await
     }
 
     async fn push(&self, chain: &Chain, size_mb: Option<u32>) -> Result<Chain, DiskError> {
-        let below = chain.clone();
-        let (chain, made) = blocking(chain.dir(), move |made| push(&below, size_mb, made)).await?;
-        made.keep();
-        Ok(chain)
+        driver::push::<Self>(chain, size_mb).await
     }
 
     async fn link(&self, chain: &Chain, dir: &Path) -> Result<Chain, DiskError> {
-        let (from, to) = (chain.clone(), dir.to_path_buf());
-        let (chain, made) = blocking(dir, move |made| link(&from, &to, made)).await?;
-        made.keep();
-        Ok(chain)
+        driver::link(chain, dir).await
     }
 
     async fn open(&self, dir: &Path, top: &str) -> Result<Chain, DiskError> {
-        let (at, top) = (dir.to_path_buf(), top.to_owned());
-        let (chain, _) = blocking(dir, move |_| reader::walk(&directory(&at)?, &top)).await?;
-        Ok(chain)
+        driver::open::<Self>(dir, top).await
     }
 
     async fn flatten(&self, chain: &Chain, keep: usize) -> Result<Chain, DiskError> {
-        if chain.layers.len() < keep.saturating_add(2) {
+        let Some((flat, made)) = driver::flatten::<Self>(chain, keep, merge::merge).await? else {
             return Ok(chain.clone());
-        }
-        let gone = CancelOnDrop::default();
-        let (old, cancelled) = (chain.clone(), Arc::clone(&gone.0));
-        let path = chain.dir().join(chain::new_layer_name());
-        let to = path.clone();
-        let merge = move |made: &mut Made| merge::merge(&old, keep, &to, &cancelled, made);
-        let ((), made) = blocking(chain.dir(), merge).await?;
-        self.check(&path).await?;
-        files::sync_directory(chain.dir())?;
-        made.keep();
-        let layers = chain.layers[..keep].iter().cloned().chain([path]).collect();
-        Ok(Chain { layers, ..chain.clone() })
+        };
+        self.check(flat.top()).await?;
+        driver::settle(flat, made).await
     }
 
     async fn sync(&self, chain: &Chain) -> Result<(), DiskError> {
-        let synced = chain.clone();
-        blocking(chain.dir(), move |_| sync(&synced)).await.map(drop)
+        driver::sync(chain).await
     }
 
     async fn remove_unlisted(&self, dir: &Path, keep: &Chain) -> Result<(), DiskError> {
-        let (at, keep) = (dir.to_path_buf(), keep.clone());
-        blocking(dir, move |_| remove_unlisted(&at, &keep)).await.map(drop)
+        driver::remove_unlisted(dir, keep).await
     }
 }

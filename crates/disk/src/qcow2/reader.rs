@@ -1,13 +1,12 @@
 //! Reads layers: their headers to walk a chain, and their tables to merge them.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::format::{CLUSTER, Format, Header, L2_ENTRIES};
-use crate::chain::{self, BASE, Chain};
-use crate::{DiskError, MOST_LAYERS, files};
+use crate::chain::BASE;
+use crate::walk::Described;
+use crate::{DiskError, files};
 
 /// Bits 9 to 55 of a table's entry: where in the file.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -42,7 +41,7 @@ impl Layer {
         let failed = |source| DiskError::io("open", path, source);
         let file = files::open(path).map_err(failed)?;
         let mut first = vec![0; 1 << 16];
-        let length = read_up_to(&file, &mut first, 0).map_err(failed)?;
+        let length = files::read_up_to(&file, &mut first, 0).map_err(failed)?;
         let header =
             Header::decode(&first[..length]).map_err(|reason| DiskError::not_a_layer(path, reason))?;
         Ok(Self { path: path.to_path_buf(), file, header })
@@ -78,7 +77,7 @@ impl Layer {
     /// Fills `data` from the file. What lies behind its end are zeros, as for QEMU, which writes no further than it
     /// must.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), DiskError> {
-        let read = read_up_to(&self.file, data, offset);
+        let read = files::read_up_to(&self.file, data, offset);
         let length = read.map_err(|source| DiskError::io("read", &self.path, source))?;
         data[length..].fill(0);
         Ok(())
@@ -88,7 +87,7 @@ impl Layer {
         // The length is that of the format's largest table at most, whatever the header says.
         let length = usize::try_from(entries * 8).unwrap_or(0);
         let mut bytes = vec![0; length];
-        let read = read_up_to(&self.file, &mut bytes, offset);
+        let read = files::read_up_to(&self.file, &mut bytes, offset);
         if read.map_err(|source| DiskError::io("read", &self.path, source))? < length {
             return Err(self.damaged("it ends in the middle of a table"));
         }
@@ -100,81 +99,13 @@ impl Layer {
     }
 }
 
-fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+/// What the layer at `path` says of itself and of what it builds on.
+pub(super) fn describe(path: &Path) -> Result<Described, DiskError> {
+    let header = Layer::open(path)?.header;
+    match (header.backing_format, header.backing == BASE) {
+        (Format::Raw, true) | (Format::Qcow2, false) => {
+            Ok(Described { virtual_bytes: header.virtual_bytes, below: header.backing })
         }
-    }
-    Ok(filled)
-}
-
-/// The chain in `dir`, which is absolute, whose top is called `top`.
-pub(super) fn walk(dir: &Path, top: &str) -> Result<Chain, DiskError> {
-    let mut found: Vec<(PathBuf, u64)> = Vec::new();
-    let mut name = top.to_owned();
-    let base = loop {
-        let path = dir.join(&name);
-        check_name(&path, &name, &found)?;
-        let header = Layer::open(&path).map_err(|error| missing(error, !found.is_empty()))?.header;
-        check_order(&path, header.virtual_bytes, &found)?;
-        found.push((path, header.virtual_bytes));
-        name = header.backing;
-        match (header.backing_format, name == BASE) {
-            (Format::Raw, true) => break dir.join(BASE),
-            (Format::Qcow2, false) => {}
-            _ => return Err(refused(&found, "it builds on a file of another format than its name says")),
-        }
-    };
-    let length = files::open(&base).and_then(|file| Ok(file.metadata()?.len()));
-    let length = length.map_err(|source| missing(DiskError::io("open", &base, source), true))?;
-    check_order(&base, length, &found)?;
-    let virtual_bytes = found.first().map_or(0, |(_, bytes)| *bytes);
-    Ok(Chain { base, layers: found.into_iter().map(|(path, _)| path).rev().collect(), virtual_bytes })
-}
-
-/// A name is a bare one of a layer's form, so nothing outside of the directory can be named.
-fn check_name(path: &Path, name: &str, above: &[(PathBuf, u64)]) -> Result<(), DiskError> {
-    if above.is_empty() {
-        return match chain::is_layer_name(name) {
-            true => Ok(()),
-            false => Err(DiskError::not_a_layer(path, "its name is not that of a layer")),
-        };
-    }
-    if !chain::is_layer_name(name) {
-        return Err(refused(above, "it builds on a file whose name is not that of a disk in this directory"));
-    }
-    if above.iter().any(|(seen, _)| seen == path) {
-        return Err(refused(above, "it builds on itself"));
-    }
-    if above.len() >= MOST_LAYERS {
-        return Err(refused(above, "there are too many layers above it"));
-    }
-    Ok(())
-}
-
-fn check_order(path: &Path, bytes: u64, above: &[(PathBuf, u64)]) -> Result<(), DiskError> {
-    match above.last() {
-        Some((_, over)) if bytes > *over => {
-            Err(DiskError::not_a_layer(path, "it is larger than the layer over it"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn refused(above: &[(PathBuf, u64)], reason: &'static str) -> DiskError {
-    DiskError::not_a_layer(above.last().map_or(Path::new(""), |(path, _)| path), reason)
-}
-
-fn missing(error: DiskError, is_backing: bool) -> DiskError {
-    match error {
-        DiskError::Io { path, source, .. } if is_backing && source.kind() == ErrorKind::NotFound => {
-            DiskError::BackingMissing { path }
-        }
-        other => other,
+        _ => Err(DiskError::not_a_layer(path, "it builds on a file of another format than its name says")),
     }
 }
