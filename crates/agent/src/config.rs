@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use wrenn_vmm::AcceleratorChoice;
+use wrenn_vmm::firecracker::Restore;
+use wrenn_vmm::pager::PagerProgram;
+
+use crate::drivers::DriverChoice;
 
 /// Configuration of a host agent. The command line fills it; nothing here reads the environment.
 #[derive(Debug, Clone)]
@@ -21,6 +25,16 @@ pub struct AgentConfig {
     pub registration_token: Option<String>,
     /// What should execute the guests' instructions.
     pub accelerator: AcceleratorChoice,
+    /// Which driver new capsules get.
+    pub driver: DriverChoice,
+    /// The Firecracker to use; one of that name in `PATH` where absent.
+    pub firecracker: Option<PathBuf>,
+    /// How Firecracker gets the memory of a snapshot.
+    pub restore: Restore,
+    /// Starts the process that serves a Firecracker its memory.
+    pub pager: PagerProgram,
+    /// Bytes a second that a guest may send, where its driver can keep it to that; `None` for any number.
+    pub egress_bytes_per_second: Option<u64>,
     /// Whether guests may reach private address ranges.
     pub allow_private_networks: bool,
     /// First of the 32768 user ids under which VMMs run, one for each network slot.

@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wrenn_disk::RootDisks;
 use wrenn_net::Network;
-use wrenn_vmm::{Accelerator, Vmm};
 
 use crate::config::AgentConfig;
+use crate::drivers::Drivers;
 use crate::images::KernelImage;
-use crate::saved::Fits;
 use crate::staging::Staging;
 use crate::templates::Templates;
 use crate::warm::Warm;
@@ -22,18 +20,10 @@ pub struct Environment {
     pub config: AgentConfig,
     /// Network slots.
     pub network: Network,
-    /// Root disks.
-    pub disks: Arc<dyn RootDisks>,
-    /// Virtual machines.
-    pub vmm: Arc<dyn Vmm>,
-    /// What the VMM calls itself, with its version.
-    pub vmm_version: String,
-    /// What executes the guests' instructions.
-    pub accelerator: Accelerator,
+    /// Virtual machines and their root disks.
+    pub drivers: Drivers,
     /// cgroup in which each VMM gets its own, where the host has the hierarchy.
     pub cgroup: Option<PathBuf>,
-    /// What a saved machine must fit to be brought back here.
-    pub fits: Fits,
     /// The templates on this host.
     pub templates: Templates,
     /// Where templates and forks are made.

@@ -59,6 +59,9 @@ pub enum CapsuleError {
         /// MiB that the template has.
         needed: u32,
     },
+    /// The host cannot run machines of its kind.
+    #[error(transparent)]
+    Driver(#[from] crate::drivers::Missing),
     /// No network slot could be made.
     #[error("the capsule's network could not be set up")]
     Network(#[from] wrenn_net::NetError),

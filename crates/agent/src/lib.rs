@@ -9,6 +9,7 @@ pub mod config;
 pub mod console;
 pub mod credentials;
 mod datagram;
+pub mod drivers;
 pub mod endpoint;
 pub mod environment;
 pub mod error;
@@ -18,6 +19,7 @@ mod gathered;
 pub mod host;
 pub mod images;
 pub mod manager;
+mod mapper;
 pub mod record;
 pub mod recovery;
 pub mod remains;
@@ -46,9 +48,9 @@ pub use config::AgentConfig;
 pub use credentials::Credentials;
 
 use crate::credentials::Registrar;
+use crate::drivers::Drivers;
 use crate::environment::Environment;
 use crate::manager::Manager;
-use crate::saved::Fits;
 use crate::staging::Staging;
 use crate::templates::Templates;
 use crate::warm::Warm;
@@ -127,21 +129,13 @@ async fn keep_host_table(env: Arc<Environment>) {
 /// Where the host lacks something essential.
 pub async fn open(config: AgentConfig) -> anyhow::Result<Environment> {
     let images = images::ensure_quietly(&config).await.context("cannot make the base images")?;
-    let Parts { network, vmm, cgroup } = Parts::open(&config).await?;
-    let disks = wrenn_disk::Qcow2Disks::default();
-    disks.version().await?;
-    let vmm_version = format!("{} {}", wrenn_vmm::qemu::DRIVER, vmm.version());
-    let accelerator = wrenn_vmm::Accelerator::detect(config.accelerator)?;
+    let Parts { network, drivers, cgroup } = Parts::open(&config).await?;
     Ok(Environment {
         network,
-        disks: Arc::new(disks),
-        fits: Fits { vmm: vmm_version.clone(), cpu: host::cpu(accelerator) },
+        drivers,
         templates: Templates::new(config.templates_dir()),
         staging: Staging::open(config.dir.join("staging")).context("cannot use the staging directory")?,
-        vmm_version,
-        accelerator,
         cgroup,
-        vmm: Arc::new(vmm),
         kernel: images.kernel,
         warm: Arc::new(Warm::new(config.warm_mb, config.pool_size)),
         tasks: TaskTracker::new(),
@@ -153,7 +147,7 @@ pub async fn open(config: AgentConfig) -> anyhow::Result<Environment> {
 /// What it takes to remove a capsule.
 pub(crate) struct Parts {
     pub(crate) network: wrenn_net::Network,
-    pub(crate) vmm: wrenn_vmm::qemu::Qemu,
+    pub(crate) drivers: Drivers,
     pub(crate) cgroup: Option<PathBuf>,
 }
 
@@ -164,7 +158,7 @@ impl Parts {
         network.allow_private = config.allow_private_networks;
         Ok(Self {
             network: wrenn_net::Network::open(network).await?,
-            vmm: wrenn_vmm::qemu::Qemu::detect(None).await?,
+            drivers: Drivers::open(config, &installation).await?,
             // One directory for each installation, so that a sweep meets only its own VMMs.
             cgroup: wrenn_vmm::cgroup::root().map(|root| root.join(format!("wrenn-{installation}"))),
         })

@@ -93,6 +93,9 @@ pub struct Record {
     pub phase: Phase,
     /// Counts transitions.
     pub generation: u64,
+    /// The driver of its machine.
+    #[serde(default = "first_driver")]
+    pub driver: String,
     /// Its network slot, once it has one.
     pub slot: Option<SlotIndex>,
     /// Its VMM, once there is one.
@@ -109,6 +112,11 @@ pub struct Record {
     pub disk: Option<String>,
     /// The last whole snapshot of it: what it is paused in, or what it was resumed from and saves against.
     pub saved: Option<Saved>,
+}
+
+/// The driver of records that were written when there was one.
+fn first_driver() -> String {
+    wrenn_vmm::qemu::DRIVER.to_owned()
 }
 
 /// What the processes of a capsule get where nobody says otherwise.
@@ -185,6 +193,7 @@ pub(crate) mod tests {
             },
             phase: Phase::Starting,
             generation: 3,
+            driver: first_driver(),
             slot: None,
             machine,
             access_token: "t".into(),

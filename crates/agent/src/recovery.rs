@@ -49,6 +49,7 @@ pub async fn recover(manager: &Manager) -> Result<Recovered, RecoveryError> {
     let records = read_records(&manager.env().config.capsules_dir())?;
     let keep: BTreeSet<SlotIndex> = records.iter().filter_map(|record| record.slot).collect();
     sweep(manager.env(), &records, &keep).await?;
+    let records = leave_strangers(manager.env(), records);
     // A pause that was not committed leaves the guest whole, and at most stopped.
     let (running, others): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| matches!(record.phase, Phase::Running | Phase::Pausing));
@@ -88,6 +89,20 @@ impl Recovered {
     }
 }
 
+/// Leaves capsules alone whose machine runs under a driver that this host does not have at the moment: nobody could end it
+/// in order, and it may be all that somebody has. The next agent that has the driver takes them over.
+fn leave_strangers(env: &Environment, records: Vec<Record>) -> Vec<Record> {
+    let is_known = |record: &Record| {
+        let named = record.machine.as_ref().map_or(&*record.driver, |machine| &*machine.driver);
+        let missing = record.machine.as_ref().and_then(|_| env.drivers.get(named).err());
+        if let Some(missing) = &missing {
+            error!(capsule = %record.spec.id, "a capsule is left alone: {missing}");
+        }
+        missing.is_none()
+    };
+    records.into_iter().filter(is_known).collect()
+}
+
 /// Removes VMMs and network slots of this installation that no record names.
 async fn sweep(
     env: &Environment,
@@ -95,6 +110,10 @@ async fn sweep(
     keep: &BTreeSet<SlotIndex>,
 ) -> Result<(), RecoveryError> {
     sweep_vmms(env.cgroup.as_deref(), records).await?;
+    // After the VMMs, which had them open. One that stays costs nothing but its name, and the next start tries again.
+    if let Err(error) = env.drivers.sweep(records).await {
+        warn!("block devices that nobody needs are left: {}", error.chain());
+    }
     let report = env.network.sweep(keep).await?;
     if !report.removed.is_empty() {
         info!("removed stale network slots: {:?}", report.removed);

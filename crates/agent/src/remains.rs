@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use wrenn_net::Network;
-use wrenn_vmm::Vmm;
 
 use crate::config::AgentConfig;
+use crate::drivers::Drivers;
 use crate::files;
 use crate::record::Record;
 use crate::recovery::{self, RecoveryError};
@@ -15,9 +15,9 @@ use crate::recovery::{self, RecoveryError};
 ///
 /// # Errors
 /// Where something does not go.
-pub(crate) async fn let_go(vmm: &dyn Vmm, network: &Network, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) async fn let_go(drivers: &Drivers, network: &Network, record: &mut Record) -> anyhow::Result<()> {
     if let Some(machine) = &record.machine {
-        vmm.discard(machine).await?;
+        drivers.get(&machine.driver)?.vmm.discard(machine).await?;
         record.machine = None;
     }
     if let Some(index) = record.slot {
@@ -48,9 +48,10 @@ pub async fn remove_all(config: &AgentConfig) -> anyhow::Result<usize> {
     recovery::sweep_vmms(parts.cgroup.as_deref(), &records).await?;
     for record in &mut records {
         let dir = capsules.join(record.spec.id.to_string());
-        let_go(&parts.vmm, &parts.network, record).await?;
+        let_go(&parts.drivers, &parts.network, record).await?;
         remove_directory(&dir).await?;
     }
+    parts.drivers.sweep(&[]).await?;
     parts.network.sweep(&std::collections::BTreeSet::new()).await?;
     parts.network.close().await?;
     if let Some(cgroup) = &parts.cgroup {

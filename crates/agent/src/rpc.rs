@@ -59,7 +59,7 @@ impl AgentRpc {
             reason: state.reason.clone(),
             versions: pb::Versions {
                 kernel: guest.map(|guest| guest.kernel.clone()).unwrap_or_default(),
-                vmm: self.manager.env().vmm_version.clone(),
+                vmm: state.vmm.clone(),
                 agent: host::VERSION.to_owned(),
                 guest: guest.map(|guest| guest.version.clone()).unwrap_or_default(),
                 ..Default::default()
@@ -177,7 +177,7 @@ impl pb::AgentService for AgentRpc {
             memory_mb: capacity.memory_mb,
             disk_gb: capacity.disk_gb,
             agent_version: host::VERSION.to_owned(),
-            accelerator: self.manager.env().accelerator.to_string(),
+            accelerator: self.manager.env().drivers.default().accelerator.to_string(),
             ..Default::default()
         })
     }

@@ -55,10 +55,17 @@ pub enum SavedError {
 /// What a device state fits: the state has no form that another version or another CPU is bound to understand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fits {
-    /// VMM and version.
+    /// Driver and version of its VMM.
     pub vmm: String,
     /// What executes the guest's instructions, and on which CPU where that matters.
     pub cpu: String,
+}
+
+impl Fits {
+    /// The driver's name.
+    pub fn driver(&self) -> &str {
+        self.vmm.split(' ').next().unwrap_or_default()
+    }
 }
 
 impl std::fmt::Display for Fits {

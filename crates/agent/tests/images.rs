@@ -13,7 +13,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use wrenn_agent::images::{self, BaseImages, ImageConfig, ImageError, Template};
 use wrenn_disk::{Qcow2Disks, RootDisks, allocated_bytes};
-use wrenn_vmm::qemu::{CONSOLE, Qemu};
+use wrenn_vmm::CONSOLE;
+use wrenn_vmm::qemu::Qemu;
 use wrenn_vmm::{Accelerator, AcceleratorChoice, DiskFiles, ExitReason, LaunchSpec, Machine, Start, Vmm};
 
 /// Catches a hang; nothing here is timed.
@@ -154,6 +155,7 @@ impl Guest {
             cgroup_parent: None,
             accel: Accelerator::detect(AcceleratorChoice::Auto).unwrap(),
             tb_size_mb: 64,
+            egress_bytes_per_second: None,
         };
         let machine = Qemu::detect(None).await.unwrap().launch(spec).await.unwrap();
         machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await.unwrap();

@@ -178,6 +178,7 @@ impl Bare {
             cgroup_parent: self.cgroup.clone(),
             accel: self.accel,
             tb_size_mb: TB_SIZE_MB,
+            egress_bytes_per_second: None,
         }
     }
 

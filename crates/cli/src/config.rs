@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use value::Value;
-pub use value::{Accel, BaseUrl, DatabaseUrl, LogFormat, Networks, Secret};
+pub use value::{Accel, BaseUrl, DatabaseUrl, Driver, LogFormat, MemoryRestore, Networks, Secret};
 
 use crate::output;
 
@@ -296,6 +296,14 @@ settings! {
     settle_ms: u64 = 5000, "WRENN_SETTLE_MS", "MS";
     /// How VMs run: kvm, tcg (emulated), or auto, which takes kvm where it works.
     accel: Accel = Accel::Auto, "WRENN_ACCEL", "auto|kvm|tcg";
+    /// What runs new capsules: firecracker, qemu, or auto, which takes firecracker where the host can.
+    driver: Driver = Driver::Auto, "WRENN_DRIVER", "auto|firecracker|qemu";
+    /// The Firecracker binary (the one of that name in PATH where absent).
+    firecracker: Option<PathBuf> = None, "WRENN_FIRECRACKER", "FILE";
+    /// How Firecracker gets the memory of a snapshot: paged, as the guest touches it, or mapped from one file.
+    memory_restore: MemoryRestore = MemoryRestore::Paged, "WRENN_MEMORY_RESTORE", "paged|mapped";
+    /// Mbit/s that each capsule may send, with Firecracker (any number where absent).
+    egress_mbit: Option<u32> = None, "WRENN_EGRESS_MBIT", "MBIT";
     /// Whether capsules may reach private address ranges.
     allow_private_networks: bool = false, "WRENN_ALLOW_PRIVATE_NETWORKS", "BOOL";
     /// Seconds that a guest may take from power-on to its first answer.

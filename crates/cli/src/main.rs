@@ -103,6 +103,9 @@ enum Command {
         #[command(flatten)]
         flags: Box<SettingFlags>,
     },
+    /// Serve the memory of one virtual machine; the agent starts it
+    #[command(hide = true)]
+    Pager,
     /// Show the settings in force and where each comes from
     Settings(Box<SettingFlags>),
     /// Write a completion script for a shell, for example: wrenn completion bash > /etc/bash_completion.d/wrenn
@@ -116,6 +119,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // Another provider cannot have been installed before the first line of the program.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if matches!(cli.command, Command::Pager) {
+        return match wrenn_vmm::pager::serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                output::report(&error.into());
+                ExitCode::FAILURE
+            }
+        };
+    }
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -163,6 +175,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         | Command::Audit(_)
         | Command::Admin(_)
         | Command::Down(_)
+        | Command::Pager
         | Command::Status => &no_flags,
     };
     let given = Given { config: cli.global.config.as_deref(), dir: cli.global.dir.as_deref(), flags };
@@ -180,7 +193,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Admin(command) => admin::run(command, &context).await.map_err(person::explain),
         Command::Status => ops::down::status(settings, context.json),
         Command::Doctor(_) => Ok(ops::doctor::run(settings, context.json)),
-        Command::Settings(_) | Command::Completion { .. } => {
+        Command::Settings(_) | Command::Completion { .. } | Command::Pager => {
             config::show(settings, context.json, context.colour)
         }
         Command::Up { args, .. } => {

@@ -27,12 +27,21 @@ pub(crate) const VIEW: &str = "/run/wrenn/vmm";
 /// A VMM has a handful of files and a handful of sockets.
 const MAX_FILES: u64 = 1024;
 
-/// A directory of the host in the VMM's view.
+/// What a VMM may do with a directory in its view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    /// Open the device nodes in it.
+    Devices,
+}
+
+/// A directory or a device node of the host in the VMM's view.
 #[derive(Debug)]
 struct Mount {
     source: CString,
     target: CString,
-    writable: bool,
+    access: Access,
 }
 
 /// The user that a VMM becomes.
@@ -69,14 +78,35 @@ impl Confinement {
     }
 
     /// Shows the directory `source` under `name` in the view, and says at which path.
-    pub(crate) fn show(&mut self, source: &Path, name: &str, writable: bool) -> Result<PathBuf, VmmError> {
+    pub(crate) fn show(&mut self, source: &Path, name: &str, access: Access) -> Result<PathBuf, VmmError> {
         let target = Path::new(VIEW).join(name);
         open_way(&target).map_err(|error| VmmError::io("make", &target, error))?;
+        self.mount(source, &target, access)?;
+        Ok(target)
+    }
+
+    /// Shows the directory of the file `path` under `name`, and says at which path the file is then.
+    pub(crate) fn show_file(&mut self, path: &Path, name: &str, access: Access) -> Result<PathBuf, VmmError> {
+        let bad = || VmmError::BadPath {
+            what: "a file",
+            path: path.to_path_buf(),
+            reason: "it has no name".into(),
+        };
+        let (dir, file) = (path.parent().ok_or_else(bad)?, path.file_name().ok_or_else(bad)?);
+        Ok(self.show(dir, name, access)?.join(file))
+    }
+
+    /// Puts a device node of its own in the place of one of the host's.
+    pub(crate) fn replace_device(&mut self, node: &Path, target: &Path) -> Result<(), VmmError> {
+        self.mount(node, target, Access::Devices)
+    }
+
+    fn mount(&mut self, source: &Path, target: &Path, access: Access) -> Result<(), VmmError> {
         let string = |path: &Path| {
             CString::new(path.as_os_str().as_bytes()).map_err(|error| VmmError::io("mount", path, error))
         };
-        self.mounts.push(Mount { source: string(source)?, target: string(&target)?, writable });
-        Ok(target)
+        self.mounts.push(Mount { source: string(source)?, target: string(target)?, access });
+        Ok(())
     }
 
     /// Lets the child keep a descriptor, under its number. The caller keeps it open until the child is started.
@@ -128,8 +158,13 @@ impl Confinement {
 impl Mount {
     fn apply(&self) -> io::Result<()> {
         mount(Some(&self.source), &self.target, libc::MS_BIND)?;
-        let safe = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        let access = if self.writable { 0 } else { libc::MS_RDONLY };
+        let access = match self.access {
+            Access::Read => libc::MS_NODEV | libc::MS_RDONLY,
+            Access::Write => libc::MS_NODEV,
+            // What a node's device takes is not a write to the file system that the node is on.
+            Access::Devices => libc::MS_RDONLY,
+        };
+        let safe = libc::MS_NOSUID | libc::MS_NOEXEC;
         mount(None, &self.target, libc::MS_REMOUNT | libc::MS_BIND | safe | access)
     }
 }

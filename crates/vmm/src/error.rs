@@ -3,19 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::blocks::BlockError;
+use crate::firecracker::ApiError;
 use crate::qmp::QmpError;
 
 /// A VMM operation that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// There is no VMM binary on this machine.
-    #[error("{binary:?} is not installed: apt-get install qemu-system-x86")]
+    #[error("{binary:?} is not installed: {cure}")]
     BinaryMissing {
         /// What was looked for.
         binary: PathBuf,
+        /// How to install it.
+        cure: String,
     },
     /// The binary answered something that no version of this VMM says.
-    #[error("{binary:?} does not say its version (it said {said:?}): name another QEMU")]
+    #[error("{binary:?} does not say its version (it said {said:?}): name another one")]
     Version {
         /// What was asked.
         binary: PathBuf,
@@ -23,9 +27,7 @@ pub enum VmmError {
         said: String,
     },
     /// A VMM that cannot do what it is needed for.
-    #[error(
-        "{binary:?} has version {found}, and snapshots need {needed} or newer: install a newer QEMU (Debian 12 has one in bookworm-backports)"
-    )]
+    #[error("{binary:?} has version {found}, and {needed} or newer is needed: {cure}")]
     TooOld {
         /// The binary.
         binary: PathBuf,
@@ -33,6 +35,8 @@ pub enum VmmError {
         found: String,
         /// The first version that can.
         needed: String,
+        /// Where a newer one is.
+        cure: String,
     },
     /// KVM was demanded but the machine has none.
     #[error("KVM was demanded but {reason}: set WRENN_ACCEL=auto or tcg")]
@@ -43,6 +47,12 @@ pub enum VmmError {
     /// A value that is none of the accelerator choices.
     #[error("an accelerator is one of auto, kvm and tcg, not {found:?}")]
     UnknownAccelerator {
+        /// What was given.
+        found: String,
+    },
+    /// A value that is none of the ways in which memory comes back.
+    #[error("a way to restore memory is one of paged and mapped, not {found:?}")]
+    UnknownRestore {
         /// What was given.
         found: String,
     },
@@ -145,6 +155,18 @@ pub enum VmmError {
     /// The VMM refused or did not answer a command.
     #[error("the VMM did not carry out a command")]
     Qmp(#[from] QmpError),
+    /// Firecracker refused or did not answer a request.
+    #[error("the VMM did not carry out a request")]
+    Api(#[from] ApiError),
+    /// The block device of the root disk.
+    #[error("the machine's disk could not be used")]
+    Disk(#[source] BlockError),
+    /// The process that served the guest's memory has ended.
+    #[error("nobody serves the guest's memory any more; what was said last: {said}")]
+    MemoryLost {
+        /// The end of what it and the VMM wrote.
+        said: String,
+    },
     /// The operating system refused.
     #[error("could not {action} {path:?}")]
     Io {
@@ -155,6 +177,20 @@ pub enum VmmError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// The process that serves a restored guest's memory did not come up.
+    #[error("the pager of the guest's memory did not start ({exit}); it said: {said}")]
+    Pager {
+        /// How it ended.
+        exit: String,
+        /// Its own words, which name the cure.
+        said: String,
+    },
+}
+
+impl From<BlockError> for VmmError {
+    fn from(error: BlockError) -> Self {
+        Self::Disk(error)
+    }
 }
 
 impl VmmError {

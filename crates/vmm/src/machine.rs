@@ -42,6 +42,8 @@ pub struct LaunchSpec {
     pub accel: Accelerator,
     /// Size of the translation buffer in MiB, for software emulation.
     pub tb_size_mb: u32,
+    /// Bytes a second that the guest may send; `None` for any number. Kept to by drivers whose VMM can.
+    pub egress_bytes_per_second: Option<u64>,
 }
 
 /// What a guest begins with.
@@ -81,7 +83,7 @@ impl Start {
 pub struct DiskFiles<'a> {
     /// The raw image at the bottom.
     pub base: &'a Path,
-    /// qcow2 layers, bottom to top. The last one takes the guest's writes, the others are only read.
+    /// Layers, bottom to top. The last one takes the guest's writes, the others are only read.
     pub layers: &'a [PathBuf],
 }
 
@@ -148,6 +150,15 @@ impl FileKey {
 }
 
 impl MachineRecord {
+    /// The record of the machine when its directory `from` has become `to`.
+    #[must_use]
+    pub fn moved(mut self, from: &Path, to: &Path) -> Self {
+        if let Ok(socket) = self.socket.strip_prefix(from) {
+            self.socket = to.join(socket);
+        }
+        self
+    }
+
     /// Whether the process of this record, and not another with its id, still runs.
     pub fn is_alive(&self) -> bool {
         process::runs(self.pid, self.start_time, &self.boot_id)
@@ -171,6 +182,8 @@ pub enum ExitReason {
     },
     /// It ended, and another process (init, after a restart of the agent) has its status.
     Unobserved,
+    /// The process that served its memory ended, and it was ended too.
+    MemoryLost,
 }
 
 impl fmt::Display for ExitReason {
@@ -180,6 +193,7 @@ impl fmt::Display for ExitReason {
             Self::Exited { code } => write!(f, "exited with code {code}"),
             Self::Signalled { signal } => write!(f, "ended by signal {signal}"),
             Self::Unobserved => f.write_str("ended unobserved"),
+            Self::MemoryLost => f.write_str("ended because nobody served its memory any more"),
         }
     }
 }
@@ -267,19 +281,19 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// Closes a staged layer that was not pushed.
     ///
     /// # Errors
-    /// [`VmmError::Qmp`] where it was, or was never staged.
+    /// [`VmmError`] where it was, or was never staged.
     async fn unstage_disk(&self, layer: &Path) -> Result<(), VmmError>;
 
-    /// The layer that takes the guest's writes, as the file name it was attached by without its extension.
+    /// The layer that takes the guest's writes, as the file name it was attached by.
     ///
     /// # Errors
-    /// [`VmmError::Qmp`] where the VMM does not say.
+    /// [`VmmError`] where the VMM does not say.
     async fn disk_top(&self) -> Result<String, VmmError>;
 
     /// Changes the capacity of the root disk; the guest is told.
     ///
     /// # Errors
-    /// [`VmmError::Qmp`] where the VMM refuses.
+    /// [`VmmError`] where the VMM refuses.
     async fn resize_disk(&self, bytes: u64) -> Result<(), VmmError>;
 
     /// Writes the state of CPUs and devices of a stopped machine to a new file.
@@ -288,7 +302,7 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// [`VmmError`] where the file cannot be written or the VMM refuses.
     async fn save_devices(&self, path: &Path) -> Result<(), VmmError>;
 
-    /// Writes the guest's memory to a new file. Of a machine that runs, each block is as it was at some moment during
+    /// Writes the guest's memory to a new file; [`Machine::save_devices`] comes after it. Of a machine that runs, each block is as it was at some moment during
     /// the call.
     ///
     /// # Errors
@@ -309,22 +323,38 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// As [`Machine::load_memory`].
     async fn load_devices(&self, devices: &Path) -> Result<(), VmmError>;
 
+    /// Whether [`Machine::save_memory`] of a machine that runs saves time that it would stand still. Where it does not, only
+    /// a stopped one can be saved.
+    fn copies_while_running(&self) -> bool {
+        true
+    }
+
+    /// Replaces what the machine's metadata service answers to the guest; the data is an object. Without one this does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`VmmError`] where the VMM refuses.
+    async fn set_metadata(&self, data: &serde_json::Value) -> Result<(), VmmError> {
+        let _nobody_asks = data;
+        Ok(())
+    }
+
     /// Stops the guest's CPUs. What the guest has written is with the disk's files then.
     ///
     /// # Errors
-    /// [`VmmError::Qmp`] where the VMM does not do so.
+    /// [`VmmError`] where the VMM does not do so.
     async fn pause(&self) -> Result<(), VmmError>;
 
     /// Lets the guest's CPUs run again.
     ///
     /// # Errors
-    /// [`VmmError::Qmp`] where the VMM does not do so.
+    /// [`VmmError`] where the VMM does not do so.
     async fn cont(&self) -> Result<(), VmmError>;
 
     /// Asks the VMM for its state.
     ///
     /// # Errors
-    /// [`VmmError::Qmp`] where it does not answer.
+    /// [`VmmError`] where it does not answer.
     async fn status(&self) -> Result<RunState, VmmError>;
 
     /// CPU time that the VMM has used since its start, guest included.

@@ -58,6 +58,11 @@ impl Process {
         self.pid
     }
 
+    /// Its pidfd.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+
     /// Clock ticks since boot at which the process started.
     pub(crate) fn start_time(&self) -> u64 {
         self.start_time

@@ -145,14 +145,14 @@ async fn a_new_layer_takes_the_writes_of_a_stopped_machine() {
     let bench = Bench::new().await;
     let machine = bench.boot(Guest::Ticks).await;
     machine.pause().await.unwrap();
-    assert_eq!(machine.disk_top().await.unwrap(), "disk-1");
+    assert_eq!(machine.disk_top().await.unwrap(), "disk-1.qcow2");
     let layer = bench.make_layer("disk-2.qcow2", "disk-1.qcow2", "qcow2");
     machine.stage_disk(&layer).await.unwrap();
     machine.unstage_disk(&layer).await.unwrap();
-    assert_eq!(machine.disk_top().await.unwrap(), "disk-1");
+    assert_eq!(machine.disk_top().await.unwrap(), "disk-1.qcow2");
     machine.stage_disk(&layer).await.unwrap();
     machine.push_disk(&layer).await.unwrap();
-    assert_eq!(machine.disk_top().await.unwrap(), "disk-2");
+    assert_eq!(machine.disk_top().await.unwrap(), "disk-2.qcow2");
     machine.resize_disk(32 << 20).await.unwrap();
     machine.cont().await.unwrap();
     let mut check = std::process::Command::new("qemu-img");
@@ -160,7 +160,7 @@ async fn a_new_layer_takes_the_writes_of_a_stopped_machine() {
     assert!(check.status().unwrap().success(), "the frozen layer is free for others");
     let missing = machine.stage_disk(&bench.path("disk-3.qcow2")).await.unwrap_err();
     assert!(matches!(missing, VmmError::Io { .. }), "{missing}");
-    assert_eq!(machine.disk_top().await.unwrap(), "disk-2");
+    assert_eq!(machine.disk_top().await.unwrap(), "disk-2.qcow2");
     machine.kill().await.unwrap();
     let grown = std::process::Command::new("qemu-img")
         .args(["info", "--output=json", "-f", "qcow2"])

@@ -79,8 +79,8 @@ impl Start {
     /// not where the agent detached.
     pub(crate) fn spawn(self, env: Arc<Environment>, done: impl FnOnce() + Send + 'static) -> Capsule {
         let (record, plan) = match self {
-            Self::Create(spec) => (new_record(spec), Plan::Create),
-            Self::Copy(spec, source) => (new_record(spec), Plan::Copy(source)),
+            Self::Create(spec) => (new_record(&env, spec), Plan::Create),
+            Self::Copy(spec, source) => (new_record(&env, spec), Plan::Copy(source)),
             Self::Adopt(record) => (*record, Plan::Adopt),
             Self::Paused(record) => (*record, Plan::Paused),
             Self::Remove(record) => (*record, Plan::Remove),
@@ -105,6 +105,7 @@ impl Start {
             generation: record.generation,
             reason: String::new(),
             guest: record.guest.clone(),
+            vmm: vmm_version(&env, &record),
             failure: None,
         });
         let (orders, commands) = mpsc::channel(COMMANDS);
@@ -152,12 +153,13 @@ fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-pub(super) fn new_record(spec: CapsuleSpec) -> Record {
+pub(super) fn new_record(env: &Environment, spec: CapsuleSpec) -> Record {
     Record {
         version: VERSION,
         spec,
         phase: Phase::Starting,
         generation: 1,
+        driver: env.drivers.default().name.to_owned(),
         slot: None,
         machine: None,
         access_token: hex::encode(rand::random::<[u8; 32]>()),
@@ -167,6 +169,12 @@ pub(super) fn new_record(spec: CapsuleSpec) -> Record {
         disk: None,
         saved: None,
     }
+}
+
+/// What the VMM of a record's machine calls itself.
+fn vmm_version(env: &Environment, record: &Record) -> String {
+    let driver = env.drivers.get(&record.driver);
+    driver.map_or_else(|_missing| record.driver.clone(), |driver| driver.to_string())
 }
 
 impl Actor {
@@ -261,8 +269,8 @@ impl Actor {
     pub(super) fn publish(&self, reason: String, failure: Option<Arc<CapsuleError>>) {
         let Record { phase, generation, .. } = self.record;
         info!(capsule = %self.capsule.id(), ?phase, reason, "capsule changed");
-        let guest = self.record.guest.clone();
-        self.state.send_replace(State { phase, generation, reason, guest, failure });
+        let (guest, vmm) = (self.record.guest.clone(), vmm_version(&self.env, &self.record));
+        self.state.send_replace(State { phase, generation, reason, guest, vmm, failure });
     }
 
     /// Writes the record; a failure is logged, because the capsule is better alive without a fresh record than dead.
@@ -362,13 +370,14 @@ impl Actor {
     }
 
     fn tidy(&self) -> Option<Tidy> {
-        let (saved, disks) = (self.record.saved.clone()?, Arc::clone(&self.env.disks));
+        let (saved, disks) = (self.record.saved.clone()?, Arc::clone(&self.driver().ok()?.disks));
         Some(Tidy { dir: self.dir.clone(), saved, disks })
     }
 
     async fn is_deep(&self) -> bool {
         let Some(saved) = &self.record.saved else { return false };
-        let chain = self.env.disks.open(&self.dir, &saved.disk).await;
+        let Ok(driver) = self.driver() else { return false };
+        let chain = driver.disks.open(&self.dir, &saved.disk).await;
         chain.is_ok_and(|chain| chain.layers.len() >= DEEPEST_DISK)
     }
 
@@ -429,7 +438,8 @@ impl Actor {
         }
         let generation = self.record.generation + 1;
         info!(capsule = %self.capsule.id(), reason, "capsule removed");
-        State { phase: Phase::Stopped, generation, reason, guest: None, failure }
+        let vmm = vmm_version(&self.env, &self.record);
+        State { phase: Phase::Stopped, generation, reason, guest: None, vmm, failure }
     }
 }
 

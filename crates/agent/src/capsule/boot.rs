@@ -153,7 +153,8 @@ impl Actor {
         self.make_directory()?;
         self.save();
         self.take_slot().await?;
-        let disk = self.env.disks.create(&self.dir, &template.disk, self.record.spec.shape.disk_mb).await?;
+        let disks = Arc::clone(&self.driver()?.disks);
+        let disk = disks.create(&self.dir, &template.disk, self.record.spec.shape.disk_mb).await?;
         self.record.disk = Some(disk.top_name().to_owned());
         let kernel = &self.env.kernel;
         let start = Start::Boot {
@@ -164,6 +165,7 @@ impl Actor {
         };
         let machine = self.launch(start).await?;
         machine.attach_disk(DiskFiles { base: &disk.base, layers: &disk.layers }).await?;
+        self.describe_to_guest(&*machine).await?;
         machine.cont().await?;
         let endpoint = self.endpoint(&self.record.access_token)?;
         Ok((machine, endpoint))
@@ -182,12 +184,11 @@ impl Actor {
     pub(super) async fn take_over(&mut self) -> Result<(), CapsuleError> {
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let (index, record) = self.record.slot.zip(self.record.machine.clone()).ok_or_else(gone)?;
-        let machine = self.env.vmm.adopt(record).await?;
+        let machine = self.driver()?.vmm.adopt(record).await?;
         self.held.machine = Some(machine.clone());
         let slot = self.env.network.adopt(index).await?;
         self.held.slot = Some(slot);
-        let top = machine.disk_top().await?;
-        self.record.disk = Some(format!("{top}.qcow2"));
+        self.record.disk = Some(machine.disk_top().await?);
         if machine.status().await? != RunState::Running {
             machine.cont().await?;
         }

@@ -85,6 +85,8 @@ pub struct State {
     pub reason: String,
     /// What the guest told of itself.
     pub guest: Option<InitResponse>,
+    /// Its VMM and the version of that.
+    pub vmm: String,
     /// Why it never came to run.
     pub failure: Option<Arc<CapsuleError>>,
 }

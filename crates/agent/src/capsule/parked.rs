@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::info;
 use wrenn_image::Image;
-use wrenn_vmm::{FileKey, Machine, MachineRecord, Start as Launch};
+use wrenn_vmm::{FileKey, Machine, Start as Launch};
 
 use super::Answer;
 use super::actor::{Actor, Plan, Start, Step, new_record};
@@ -44,7 +44,8 @@ impl Start {
     pub(crate) async fn seed(env: Arc<Environment>, spec: CapsuleSpec, plan: SnapshotPlan) -> Answer<Saved> {
         let (reply, made) = oneshot::channel();
         let gone = Arc::new(CapsuleError::Stopping(spec.id));
-        let seed = Self::spawn_with(new_record(spec), Plan::Seed(plan, reply), env, || {});
+        let record = new_record(&env, spec);
+        let seed = Self::spawn_with(record, Plan::Seed(plan, reply), env, || {});
         let made = made.await.unwrap_or(Err(gone));
         seed.stopped().await;
         made
@@ -62,7 +63,7 @@ impl Start {
     ) -> Answer<()> {
         let (reply, ready) = oneshot::channel();
         let gone = Arc::new(CapsuleError::Stopping(spec.id));
-        Self::spawn_with(new_record(spec), Plan::Spare(from, reply, claimed), env, || {});
+        Self::spawn_with(new_record(&env, spec), Plan::Spare(from, reply, claimed), env, || {});
         ready.await.unwrap_or(Err(gone))
     }
 
@@ -78,7 +79,7 @@ impl Start {
     ) -> Answer<FileKey> {
         let (reply, ready) = oneshot::channel();
         let gone = Arc::new(CapsuleError::Stopping(spec.id));
-        Self::spawn_with(new_record(spec), Plan::Blank(from, reply, claimed), env, || {});
+        Self::spawn_with(new_record(&env, spec), Plan::Blank(from, reply, claimed), env, || {});
         ready.await.unwrap_or(Err(gone))
     }
 }
@@ -104,7 +105,7 @@ impl Actor {
         self.wait_for_guest(&*machine, tokio::time::sleep(SETTLE)).await?;
         let prepared = self.wait_for_guest(&*machine, endpoint.prepare()).await?;
         prepared.map_err(|error| CapsuleError::Prepare(error.to_string()))?;
-        let about = About { guest: None, ..self.about() };
+        let about = About { guest: None, ..self.about()? };
         self.snapshot_running(plan, about).await
     }
 
@@ -175,7 +176,7 @@ impl Actor {
 
     /// Makes a blank the machine of this capsule, where one waits that maps the file `base`.
     pub(super) async fn take_blank(&mut self, base: &Path) -> Result<Option<Arc<dyn Machine>>, CapsuleError> {
-        if self.record.spec.is_nobodys() {
+        if self.record.spec.is_nobodys() || self.record.driver != self.env.drivers.default().name {
             return Ok(None);
         }
         let key = FileKey::of(&fs::metadata(base)?);
@@ -184,7 +185,7 @@ impl Actor {
         let Spare { dir, record, held } = blank;
         self.held = held;
         self.record.slot = record.slot;
-        self.record.machine = self.moved(record.machine);
+        self.record.machine = record.machine.map(|machine| machine.moved(&dir, &self.dir));
         fault::point("blank.claimed");
         // Both records name it now, and either alone is enough to remove it.
         self.save();
@@ -202,15 +203,6 @@ impl Actor {
         files::remove_directory(&self.dir.join("run"))?;
         fs::rename(dir.join("run"), self.dir.join("run"))?;
         console::continue_in(&self.dir, dir)
-    }
-
-    /// The record of a machine whose directory has become this capsule's.
-    fn moved(&self, machine: Option<MachineRecord>) -> Option<MachineRecord> {
-        machine.map(|mut machine| {
-            let name = machine.socket.file_name().unwrap_or_default().to_owned();
-            machine.socket = self.dir.join("run").join(name);
-            machine
-        })
     }
 
     /// Brings the machine back, tells its daemon that it is nobody, runs a command as a user will, and stops it. What an
@@ -241,7 +233,7 @@ impl Actor {
         let Spare { dir, record, held } = spare;
         self.held = held;
         self.record.slot = record.slot;
-        self.record.machine = self.moved(record.machine);
+        self.record.machine = record.machine.map(|machine| machine.moved(&dir, &self.dir));
         self.record.disk = record.disk;
         self.record.saved = record.saved;
         fault::point("spare.claimed");

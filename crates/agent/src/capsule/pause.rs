@@ -131,7 +131,8 @@ impl Actor {
     ) -> Result<(MemorySaved, Saved), CapsuleError> {
         // Which layer is on top is what the VMM says, whatever became of the last snapshot.
         let top = machine.disk_top().await?;
-        let disk = self.env.disks.open(&self.dir, &format!("{top}.qcow2")).await?;
+        let driver = self.driver()?;
+        let disk = driver.disks.open(&self.dir, &top).await?;
         let stem = new_stem("memory");
         let (memory, new) = write_memory(machine, &self.dir, &stem, parent.clone()).await?;
         steps.done("memory");
@@ -140,8 +141,8 @@ impl Actor {
         machine.save_devices(&devices).await?;
         steps.done("devices");
         fault::point("pause.devices");
-        self.env.disks.sync(&disk).await?;
-        let (about, header) = (self.about(), self.dir.join(format!("{stem}.image")));
+        driver.disks.sync(&disk).await?;
+        let (about, header) = (self.about()?, self.dir.join(format!("{stem}.image")));
         let saved = crate::blocking(move || {
             let image = over(parent.as_deref(), &new, &header, true)?;
             // The base and the older layers too: they may have been copied, where they could not be linked.
@@ -155,13 +156,13 @@ impl Actor {
         Ok((memory, saved))
     }
 
-    pub(super) fn about(&self) -> About {
-        About {
-            fits: self.env.fits.clone(),
+    pub(super) fn about(&self) -> Result<About, CapsuleError> {
+        Ok(About {
+            fits: self.driver()?.fits.clone(),
             shape: self.record.spec.shape,
             access_token: self.record.access_token.clone(),
             guest: self.record.guest.clone(),
-        }
+        })
     }
 
     /// After a failed pause: as if nothing had been.
@@ -202,8 +203,9 @@ impl Actor {
         let (dir, saved) = (self.dir.clone(), self.record.saved.clone());
         crate::blocking(move || Saved::remove_others(saved.as_ref(), &dir)).await?;
         if let Some(top) = &self.record.disk {
-            let disk = self.env.disks.open(&self.dir, top).await?;
-            self.env.disks.remove_unlisted(&self.dir, &disk).await?;
+            let disks = Arc::clone(&self.driver()?.disks);
+            let disk = disks.open(&self.dir, top).await?;
+            disks.remove_unlisted(&self.dir, &disk).await?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use wrenn_vmm::{LaunchSpec, Machine, Start};
 
 use super::actor::Actor;
 use super::steps::Steps;
+use crate::drivers::Driver;
 use crate::error::CapsuleError;
 use crate::fault;
 use crate::remains;
@@ -23,6 +24,11 @@ pub(crate) struct Resources {
 }
 
 impl Actor {
+    /// The driver of this capsule's machine.
+    pub(super) fn driver(&self) -> Result<Arc<Driver>, CapsuleError> {
+        Ok(Arc::clone(self.env.drivers.get(&self.record.driver)?))
+    }
+
     pub(super) fn make_directory(&self) -> Result<(), CapsuleError> {
         std::fs::create_dir_all(self.dir.join("run"))?;
         // The VMM driver opens it to the machine's own group where that needs it.
@@ -50,7 +56,8 @@ impl Actor {
 
     /// Starts the VMM in the slot, without a disk and with the guest not yet running.
     pub(super) async fn launch(&mut self, start: Start) -> Result<Arc<dyn Machine>, CapsuleError> {
-        let machine = self.env.vmm.launch(self.launch_spec(start)?).await?;
+        let driver = self.driver()?;
+        let machine = driver.vmm.launch(self.launch_spec(start, &driver)?).await?;
         fault::point("start.launched");
         self.record.machine = Some(machine.record().clone());
         self.held.machine = Some(machine.clone());
@@ -58,7 +65,7 @@ impl Actor {
         Ok(machine)
     }
 
-    fn launch_spec(&self, start: Start) -> Result<LaunchSpec, CapsuleError> {
+    fn launch_spec(&self, start: Start, driver: &Driver) -> Result<LaunchSpec, CapsuleError> {
         let slot = self.held.slot.as_ref().ok_or_else(|| CapsuleError::Stopping(self.capsule.id()))?;
         let shape = self.record.spec.shape;
         let uid = self.env.config.uid_base + u32::from(slot.index().get());
@@ -74,8 +81,9 @@ impl Actor {
             uid,
             gid: uid,
             cgroup_parent: self.env.cgroup.clone(),
-            accel: self.env.accelerator,
+            accel: driver.accelerator,
             tb_size_mb: TB_SIZE_MB,
+            egress_bytes_per_second: self.env.config.egress_bytes_per_second,
         })
     }
 
@@ -100,7 +108,7 @@ impl Actor {
         closed?;
         released?;
         steps.done("kill and slot");
-        remains::let_go(&*self.env.vmm, &self.env.network, &mut self.record).await
+        remains::let_go(&self.env.drivers, &self.env.network, &mut self.record).await
     }
 
     /// Gives everything back, the files too. Each step may be repeated.

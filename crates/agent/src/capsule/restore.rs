@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
 use wrenn_protocol::guest::InitRequest;
 use wrenn_vmm::{DiskFiles, Machine, Start};
 
@@ -48,7 +49,8 @@ impl Actor {
     pub(super) async fn link_saved(&mut self, saved: &Saved, from: &Path) -> Result<Saved, CapsuleError> {
         self.make_directory()?;
         self.save();
-        let own = saved.link(from, &self.dir, &*self.env.disks).await?;
+        saved.fits.driver().clone_into(&mut self.record.driver);
+        let own = saved.link(from, &self.dir, &*self.driver()?.disks).await?;
         self.record.saved = Some(own.clone());
         Ok(own)
     }
@@ -65,10 +67,11 @@ impl Actor {
         saved: &Saved,
     ) -> Result<(Arc<dyn Machine>, u64), CapsuleError> {
         let mut steps = Steps::begin(self.capsule.id());
-        let (dir, here, description) = (self.dir.clone(), self.env.fits.clone(), saved.clone());
+        let driver = self.driver()?;
+        let (dir, here, description) = (self.dir.clone(), driver.fits.clone(), saved.clone());
         let image = crate::blocking(move || description.open(&dir, &here)).await?;
-        let chain = self.env.disks.open(&self.dir, &saved.disk).await?;
-        let chain = self.env.disks.push(&chain, None).await?;
+        let chain = driver.disks.open(&self.dir, &saved.disk).await?;
+        let chain = driver.disks.push(&chain, None).await?;
         self.record.disk = Some(chain.top_name().to_owned());
         steps.done("disk");
         fault::point("resume.disk");
@@ -96,6 +99,13 @@ impl Actor {
         Ok((machine, chain.virtual_bytes))
     }
 
+    /// What the machine's metadata service tells its guest.
+    pub(super) async fn describe_to_guest(&self, machine: &dyn Machine) -> Result<(), CapsuleError> {
+        let spec = &self.record.spec;
+        let data = json!({ "capsule_id": spec.id.to_string(), "template_id": spec.template_name });
+        Ok(machine.set_metadata(&data).await?)
+    }
+
     /// Lets a restored guest run, and tells it who and when it is. `had` is the capacity in bytes that its disk was saved
     /// with, `token` what its daemon demands.
     pub(super) async fn introduce(
@@ -105,6 +115,7 @@ impl Actor {
         token: &str,
     ) -> Result<(), CapsuleError> {
         let mut steps = Steps::begin(self.capsule.id());
+        self.describe_to_guest(machine).await?;
         machine.cont().await?;
         fault::point("resume.running");
         let wanted = u64::from(self.record.spec.shape.disk_mb) * MIB;

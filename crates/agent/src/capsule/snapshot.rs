@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use wrenn_disk::Chain;
 use wrenn_image::{BLOCK_BYTES, BaseWriter, Image, MAX_LAYERS};
-use wrenn_vmm::Machine;
+use wrenn_vmm::{Machine, MemorySaved};
 
 use super::actor::Actor;
 use super::pause::{over, with_room, write_memory};
@@ -44,7 +44,7 @@ impl Actor {
     /// Writes a snapshot; the capsule is afterwards what it was.
     pub(super) async fn snapshot(&mut self, plan: &SnapshotPlan) -> Result<Snapshot, CapsuleError> {
         let saved = match self.record.phase {
-            Phase::Running => self.snapshot_running(plan, self.about()).await?,
+            Phase::Running => self.snapshot_running(plan, self.about()?).await?,
             _ => self.snapshot_paused(plan).await?,
         };
         Ok(Snapshot { dir: plan.dir.clone(), saved, defaults: self.record.defaults.clone() })
@@ -53,10 +53,11 @@ impl Actor {
     async fn snapshot_paused(&self, plan: &SnapshotPlan) -> Result<Saved, CapsuleError> {
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let saved = self.record.saved.clone().ok_or_else(gone)?;
-        let (dir, here, check) = (self.dir.clone(), self.env.fits.clone(), saved.clone());
+        let driver = self.driver()?;
+        let (dir, here, check) = (self.dir.clone(), driver.fits.clone(), saved.clone());
         crate::blocking(move || check.open(&dir, &here)).await?;
-        let linked = saved.link(&self.dir, &plan.dir, &*self.env.disks).await?;
-        let chain = self.env.disks.open(&plan.dir, &linked.disk).await?;
+        let linked = saved.link(&self.dir, &plan.dir, &*driver.disks).await?;
+        let chain = driver.disks.open(&plan.dir, &linked.disk).await?;
         let (dir, uses) = (plan.dir.clone(), plan.uses);
         crate::blocking(move || {
             let image = Image::open(&dir.join(&linked.memory))?;
@@ -75,8 +76,9 @@ impl Actor {
         let gone = || CapsuleError::Stopping(self.capsule.id());
         let machine = self.held.machine.clone().ok_or_else(gone)?;
         let top = self.record.disk.clone().unwrap_or_default();
-        let old = self.env.disks.open(&self.dir, &top).await?;
-        let next = self.env.disks.push(&old, None).await?;
+        let disks = Arc::clone(&self.driver()?.disks);
+        let old = disks.open(&self.dir, &top).await?;
+        let next = disks.push(&old, None).await?;
         if let Err(failure) = machine.stage_disk(next.top()).await {
             self.clear_up().await;
             return Err(failure.into());
@@ -100,7 +102,7 @@ impl Actor {
                 return Err(failure);
             }
         };
-        let chain = self.env.disks.link(&old, &plan.dir).await?;
+        let chain = disks.link(&old, &plan.dir).await?;
         let uses = plan.uses;
         crate::blocking(move || {
             let header = still.memory.with_extension("image");
@@ -118,12 +120,15 @@ impl Actor {
         machine: &dyn Machine,
         next: &Chain,
     ) -> Result<(Arc<Image>, Still), CapsuleError> {
-        let parent = self.first_parent(plan).await?;
-        let stem = new_stem("memory");
-        let (first, layer) = write_memory(machine, &plan.dir, &stem, Some(Arc::clone(&parent))).await?;
-        let header = plan.dir.join(format!("{stem}.image"));
-        let parent = crate::blocking(move || over(Some(&parent), &layer, &header, false)).await?;
-        let parent = Arc::new(parent);
+        let mut parent = self.first_parent(plan).await?;
+        let mut first = MemorySaved::default();
+        if machine.copies_while_running() {
+            let (stem, below) = (new_stem("memory"), Arc::clone(&parent));
+            let (saved, layer) = write_memory(machine, &plan.dir, &stem, Some(below)).await?;
+            first = saved;
+            let header = plan.dir.join(format!("{stem}.image"));
+            parent = Arc::new(crate::blocking(move || over(Some(&parent), &layer, &header, false)).await?);
+        }
         fault::point("snapshot.copied");
         let devices = plan.dir.join(new_stem("devices"));
         let begun = Instant::now();

@@ -78,7 +78,7 @@ impl Key {
             kernel.kernel.to_string_lossy(),
             kernel.initramfs.to_string_lossy(),
             (&*kernel.cmdline).into(),
-            env.fits.to_string().into(),
+            env.drivers.default().fits.to_string().into(),
         ];
         let hash = hex::encode(&Sha256::digest(made_of.join("\0"))[..8]);
         Self { template: path.to_owned(), shape: (shape.vcpus, shape.memory_mb, disk_mb), hash }

@@ -13,11 +13,14 @@ use http_body_util::BodyExt;
 use tempfile::TempDir;
 use wrenn_agent::capsule::Capsule;
 use wrenn_agent::config::AgentConfig;
+use wrenn_agent::drivers::DriverChoice;
 use wrenn_agent::environment::Environment;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::CapsuleSpec;
 use wrenn_core::{CapsuleId, Shape};
 use wrenn_vmm::AcceleratorChoice;
+use wrenn_vmm::firecracker::Restore;
+use wrenn_vmm::pager::PagerProgram;
 
 /// A data directory of its own, over the base images that all tests share.
 #[derive(Debug)]
@@ -39,6 +42,11 @@ impl Host {
             control_url: String::new(),
             registration_token: None,
             accelerator: AcceleratorChoice::Auto,
+            driver: wanted_driver(),
+            firecracker: None,
+            restore: Restore::default(),
+            pager: pager(),
+            egress_bytes_per_second: None,
             allow_private_networks: false,
             uid_base: 1_900_000_000,
             boot_timeout: Duration::from_secs(180),
@@ -72,9 +80,38 @@ impl Host {
         entries(&self.dir.path().join("capsules")).into_iter().chain(claims).chain(cgroups).collect()
     }
 
+    /// Block devices of this data directory: those of the device mapper by name, loop devices by what is behind them.
+    pub(crate) fn devices(&self) -> Vec<PathBuf> {
+        let installation = std::fs::read_to_string(self.dir.path().join("installation-id")).unwrap();
+        let short: String = installation.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+        let (prefix, own) = (format!("wrenn-{short}-"), self.dir.path().to_str().unwrap());
+        let starts = |path: PathBuf, with: &str| {
+            std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(with))
+        };
+        let is_own = |block: &PathBuf| {
+            starts(block.join("dm/name"), &prefix) || starts(block.join("loop/backing_file"), own)
+        };
+        entries(Path::new("/sys/block")).into_iter().filter(is_own).collect()
+    }
+
+    /// Every block device of this data directory belongs to one of these machines. The kernel may take a while to let go of
+    /// a loop device whose last user has gone.
+    pub(crate) async fn check_devices(&self, machines: &[String]) {
+        let mut strays = Vec::new();
+        for _ in 0..600 {
+            strays = self.devices().into_iter().filter(|block| !serves(block, machines)).collect();
+            if strays.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("nobody's: {strays:?}");
+    }
+
     /// Ends what this test started, whatever became of it.
     pub(crate) async fn clean_up(self) {
         wrenn_agent::remains::remove_all(&self.config()).await.unwrap();
+        self.check_devices(&[]).await;
         assert_eq!(self.remains(), Vec::<PathBuf>::new());
     }
 }
@@ -93,6 +130,36 @@ impl Drop for Host {
         if !matches!(removed.join(), Ok(Ok(_))) {
             eprintln!("something of {} is left", self.dir.path().display());
         }
+    }
+}
+
+/// Whether a block device is, or is used by, one of a machine.
+fn serves(block: &Path, machines: &[String]) -> bool {
+    match std::fs::read_to_string(block.join("dm/name")) {
+        Ok(name) => machines.iter().any(|id| name.contains(&**id)),
+        Err(_) => entries(&block.join("holders")).iter().any(|holder| serves(holder, machines)),
+    }
+}
+
+/// The driver that the tests are to be run with.
+pub(crate) fn wanted_driver() -> DriverChoice {
+    match std::env::var("WRENN_DRIVER") {
+        Ok(name) => name.parse().unwrap(),
+        Err(_) => DriverChoice::Qemu,
+    }
+}
+
+/// This test binary once more.
+fn pager() -> PagerProgram {
+    let args = ["--exact", "common::be_pager", "--ignored", "--nocapture"].map(Into::into);
+    PagerProgram { program: "/proc/self/exe".into(), args: args.to_vec(), env: Vec::new() }
+}
+
+#[test]
+#[ignore = "it is the pager of other tests, and does nothing by itself"]
+fn be_pager() {
+    if std::env::var_os("WRENN_PAGER").is_some() {
+        wrenn_vmm::pager::serve().unwrap();
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) async fn audit(host: &Host, manager: &Manager) {
     let ids: BTreeSet<PathBuf> = all.iter().map(|capsule| dir.join(capsule.id().to_string())).collect();
     assert_eq!(entries(&dir).into_iter().collect::<BTreeSet<_>>(), ids, "the capsules' directories");
     let mut remains: BTreeSet<PathBuf> = host.remains().into_iter().collect();
+    let mut machines = Vec::new();
     for capsule in &all {
         let own = dir.join(capsule.id().to_string());
         remains.remove(&own);
@@ -46,7 +47,9 @@ pub(crate) async fn audit(host: &Host, manager: &Manager) {
             assert!(remains.remove(cgroup), "{} has the cgroup {}", capsule.id(), cgroup.display());
         }
         check_files(manager, &own).await;
+        machines.extend(record.machine.map(|machine| machine.id));
     }
+    host.check_devices(&machines).await;
     assert!(remains.is_empty(), "nobody's: {remains:?}");
     check_namespaces();
 }
@@ -77,7 +80,8 @@ fn found_files(dir: &Path) -> BTreeSet<String> {
 
 /// None where the record has been replaced meanwhile.
 async fn wanted_files(manager: &Manager, dir: &Path, record: &Record) -> Option<BTreeSet<String>> {
-    let disk = manager.env().disks.open(dir, record.disk.as_ref()?).await.ok()?;
+    let disks = &manager.env().drivers.get(&record.driver).ok()?.disks;
+    let disk = disks.open(dir, record.disk.as_ref()?).await.ok()?;
     let mut wanted: BTreeSet<String> = disk.files().map(|path| name(path)).collect();
     if let Some(saved) = &record.saved {
         let image = wrenn_image::Image::open(&dir.join(&saved.memory)).ok()?;
@@ -102,10 +106,11 @@ fn check_namespaces() {
 
 /// Process ids of the VMMs of a capsule.
 pub(crate) fn processes_of(id: CapsuleId) -> Vec<String> {
-    let wanted = format!("guest={id}");
+    // QEMU is told a name, Firecracker the id itself.
+    let wanted = [format!("guest={id}"), id.to_string()];
     let is_vmm = |path: &PathBuf| {
         let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|argument| argument == wanted.as_bytes())
+        line.split(|byte| *byte == 0).any(|argument| wanted.iter().any(|name| argument == name.as_bytes()))
     };
     entries(Path::new("/proc")).into_iter().filter(is_vmm).map(|path| name(&path)).collect()
 }
@@ -132,6 +137,7 @@ pub(crate) async fn destroy_all(host: Host, manager: &Manager) {
         assert_eq!(processes_of(capsule.id()), Vec::<String>::new(), "{}", capsule.id());
     }
     assert_eq!(entries(&host.dir.path().join("staging")), Vec::<PathBuf>::new());
+    host.check_devices(&[]).await;
     check_namespaces();
     host.clean_up().await;
 }

@@ -292,6 +292,22 @@ choices! {
         /// Emulation.
         Tcg = "tcg",
     }
+    /// What runs new capsules.
+    Driver, "auto, firecracker or qemu" {
+        /// Firecracker where the host can, else QEMU.
+        Auto = "auto",
+        /// Firecracker.
+        Firecracker = "firecracker",
+        /// QEMU.
+        Qemu = "qemu",
+    }
+    /// How Firecracker gets the memory of a snapshot.
+    MemoryRestore, "paged or mapped" {
+        /// Page by page.
+        Paged = "paged",
+        /// From one file.
+        Mapped = "mapped",
+    }
     /// How log lines are written.
     LogFormat, "auto, text or json" {
         /// For people on a terminal, JSON elsewhere.

@@ -1,13 +1,15 @@
 //! What the machine has and lacks, each lack with the command that mends it.
 
+mod machines;
+
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{postgres, roles};
-use crate::config::{Accel, Settings};
+use super::postgres;
+use crate::config::Settings;
 
 /// Free memory below which a capsule is unlikely to fit, in MiB.
 const LEAST_MEMORY_MB: u64 = 1024;
@@ -76,11 +78,9 @@ pub fn run(settings: &Settings, json: bool) -> u8 {
 /// Looks at the machine. Acquires nothing and changes nothing.
 pub fn examine(settings: &Settings) -> Report {
     let dir = settings.dir.value.as_path();
-    let mut checks = vec![
-        root(),
-        program("qemu", "qemu-system-x86_64", "apt-get install qemu-system-x86 qemu-utils"),
-        program("qemu-img", "qemu-img", "apt-get install qemu-system-x86 qemu-utils"),
-        accelerator(settings.accel.value),
+    let mut checks = vec![root()];
+    checks.extend(machines::examine(settings));
+    checks.extend([
         network_part("tun", wrenn_net::doctor::check_tun()),
         network_part("namespaces", wrenn_net::doctor::check_netns()),
         network_part("nftables", wrenn_net::doctor::check_nft()),
@@ -90,7 +90,7 @@ pub fn examine(settings: &Settings) -> Report {
         memory(),
         disk(dir),
         database(settings),
-    ];
+    ]);
     checks.extend(image_tools(dir));
     if super::process::RunFile::read(dir).is_none() {
         checks.push(port("api port", settings.listen.value));
@@ -134,19 +134,6 @@ fn forwarding() -> Check {
     match wrenn_net::doctor::check_forwarding() {
         Ok(()) => Check::ok("forwarding", "no firewall is seen to drop what guests send"),
         Err(lack) => Check::warning("forwarding", lack.what, lack.mend),
-    }
-}
-
-fn accelerator(wanted: Accel) -> Check {
-    match wrenn_vmm::Accelerator::detect(roles::accelerator_choice(wanted)) {
-        Ok(wrenn_vmm::Accelerator::Kvm) => Check::ok("accelerator", "KVM"),
-        Ok(_) if wanted == Accel::Tcg => Check::ok("accelerator", "software emulation (TCG), as configured"),
-        Ok(_) => Check::warning(
-            "accelerator",
-            "no hardware virtualisation (the CPU shows neither vmx nor svm, or /dev/kvm does not open): software emulation (TCG)",
-            "use a machine with VT-x or AMD-V, or allow nested virtualisation, then: modprobe kvm_intel || modprobe kvm_amd",
-        ),
-        Err(error) => Check::missing("accelerator", error.to_string(), "set WRENN_ACCEL=auto"),
     }
 }
 

@@ -8,15 +8,18 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::AgentConfig;
+use wrenn_agent::drivers::DriverChoice;
 use wrenn_control::vault::{SecretKey, SecretKeys};
 use wrenn_control::{AuthLimits, ControlConfig};
 use wrenn_core::shape::ShapeLimits;
 use wrenn_mail::SmtpConfig;
 use wrenn_oauth::{GitHub, GitHubConfig, Oidc, OidcConfig, Registry};
 use wrenn_vmm::AcceleratorChoice;
+use wrenn_vmm::firecracker::Restore;
+use wrenn_vmm::pager::PagerProgram;
 
 use super::secrets::Secrets;
-use crate::config::{Accel, Settings};
+use crate::config::{Accel, Driver, MemoryRestore, Settings};
 use crate::context::local_url;
 
 /// Options of `wrenn agent`.
@@ -118,6 +121,19 @@ pub fn agent_config(settings: &Settings, args: Option<&AgentArgs>) -> anyhow::Re
         control_url: args.and_then(|args| args.control_url.clone()).unwrap_or_else(default_url),
         registration_token: args.and_then(|args| args.registration_token.clone()),
         accelerator: accelerator_choice(settings.accel.value),
+        driver: driver_choice(settings.driver.value),
+        firecracker: settings.firecracker.value.clone(),
+        restore: match settings.memory_restore.value {
+            MemoryRestore::Paged => Restore::Paged,
+            MemoryRestore::Mapped => Restore::Mapped,
+        },
+        pager: PagerProgram {
+            // The file that runs here, also when another one has been installed over it.
+            program: "/proc/self/exe".into(),
+            args: vec!["pager".into()],
+            env: Vec::new(),
+        },
+        egress_bytes_per_second: settings.egress_mbit.value.map(|mbit| u64::from(mbit) * 1_000_000 / 8),
         allow_private_networks: settings.allow_private_networks.value,
         uid_base: settings.vm_uid_base.value,
         boot_timeout: Duration::from_secs(settings.boot_timeout_sec.value),
@@ -134,6 +150,15 @@ pub fn accelerator_choice(wanted: Accel) -> AcceleratorChoice {
         Accel::Auto => AcceleratorChoice::Auto,
         Accel::Kvm => AcceleratorChoice::Kvm,
         Accel::Tcg => AcceleratorChoice::Tcg,
+    }
+}
+
+/// The same for the driver.
+pub fn driver_choice(wanted: Driver) -> DriverChoice {
+    match wanted {
+        Driver::Auto => DriverChoice::Auto,
+        Driver::Qemu => DriverChoice::Qemu,
+        Driver::Firecracker => DriverChoice::Firecracker,
     }
 }
 

@@ -149,6 +149,7 @@ mod tests {
             cgroup_parent: None,
             accel,
             tb_size_mb: 64,
+            egress_bytes_per_second: None,
         }
     }
 

@@ -13,73 +13,16 @@ use serde_json::{Value, json};
 use wrenn_image::Image;
 
 use super::blocks;
-use super::launch::{STDERR, tail};
 use super::memory::GuestMemory;
-use crate::process::{self, Process};
+use crate::launch::{STDERR, tail};
 use crate::qmp::{Qmp, QmpError};
+use crate::remains::Remains;
 use crate::{
-    DiskFiles, ExitReason, Machine, MachineRecord, MemorySaved, MemoryTarget, RunState, VmmError, cgroup,
-    socket,
+    DiskFiles, ExitReason, Machine, MachineRecord, MemorySaved, MemoryTarget, RunState, VmmError, socket,
 };
 
 /// A stuck QEMU accepts connections but never greets; an agent's start must not wait for it.
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A process and the record of what belongs to it.
-#[derive(Debug)]
-pub(super) struct Remains {
-    pub(super) process: Process,
-    pub(super) record: MachineRecord,
-}
-
-impl Remains {
-    pub(super) fn new(process: Process, record: MachineRecord) -> Self {
-        Self { process, record }
-    }
-
-    /// The process of a record, if it still runs.
-    pub(super) fn find(record: MachineRecord) -> Result<Self, VmmError> {
-        let gone = || VmmError::Gone { id: record.id.clone(), pid: record.pid };
-        if process::boot_id()? != record.boot_id {
-            return Err(gone());
-        }
-        let process = Process::open(record.pid).map_err(|_| gone())?;
-        if process.start_time() != record.start_time || process.try_exit().is_some() {
-            return Err(gone());
-        }
-        Ok(Self { process, record })
-    }
-
-    /// Ends the process and removes its traces.
-    pub(super) async fn destroy(&self) -> Result<(), VmmError> {
-        self.process.kill().await?;
-        remove_traces(&self.record).await
-    }
-
-    /// The same where nobody waits: the signal is sent before this returns, the rest follows.
-    pub(super) fn abandon(self) {
-        self.process.signal_kill();
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            if let Err(error) = self.destroy().await {
-                tracing::error!(id = self.record.id, %error, "an abandoned VMM was not removed");
-            }
-        });
-    }
-}
-
-/// Removes the cgroup, with whatever runs in it, and the socket.
-pub(super) async fn remove_traces(record: &MachineRecord) -> Result<(), VmmError> {
-    if let Some(path) = &record.cgroup {
-        cgroup::remove(path).await?;
-    }
-    match std::fs::remove_file(&record.socket) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(VmmError::io("remove", &record.socket, source))
-        }
-        _ => Ok(()),
-    }
-}
 
 /// Connects to a QEMU's control socket.
 pub(super) async fn control(path: &Path) -> Result<Qmp, QmpError> {
@@ -153,10 +96,6 @@ impl QemuMachine {
     fn said(&self) -> String {
         self.remains.record.socket.parent().map(|run| tail(&run.join(STDERR))).unwrap_or_default()
     }
-
-    fn process_error(&self, source: std::io::Error) -> VmmError {
-        VmmError::io("read", Path::new(&format!("/proc/{}", self.remains.process.pid())), source)
-    }
 }
 
 #[async_trait]
@@ -190,7 +129,7 @@ impl Machine for QemuMachine {
     }
 
     async fn disk_top(&self) -> Result<String, VmmError> {
-        blocks::top(&self.qmp).await
+        Ok(format!("{}.qcow2", blocks::top(&self.qmp).await?))
     }
 
     async fn resize_disk(&self, bytes: u64) -> Result<(), VmmError> {
@@ -253,10 +192,10 @@ impl Machine for QemuMachine {
     }
 
     fn cpu_time(&self) -> Result<Duration, VmmError> {
-        self.remains.process.cpu_time().map_err(|source| self.process_error(source))
+        self.remains.cpu_time()
     }
 
     fn resident_bytes(&self) -> Result<u64, VmmError> {
-        self.remains.process.resident_bytes().map_err(|source| self.process_error(source))
+        self.remains.resident_bytes()
     }
 }

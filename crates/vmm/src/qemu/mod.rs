@@ -23,16 +23,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::launch::Starting;
+use crate::remains::{self, Remains};
 use crate::{LaunchSpec, Machine, MachineRecord, Start, Vmm, VmmError};
-use launch::Starting;
-use machine::{QemuMachine, Remains};
+use machine::QemuMachine;
 
 /// The binary's name where none is given.
 pub const BINARY: &str = "qemu-system-x86_64";
 /// [`MachineRecord::driver`] of this driver's machines.
 pub const DRIVER: &str = "qemu";
-/// The guest's serial console, in the capsule's directory. QEMU appends, so it may be cut at any time.
-pub const CONSOLE: &str = "console.log";
 
 /// What the guest's kernel needs on its command line for this machine model to work as documented: a console, and an
 /// end of QEMU on panic and reboot. The crypto self-tests cost a fifth of a second under emulation and prove nothing
@@ -48,6 +47,11 @@ pub const INITRD_ALIGNMENT: u64 = 4096;
 /// The first version that does all that snapshots need: it maps a file privately which it has open for reading only (8.2),
 /// and lets go of a descriptor as soon as it is told to (9.1).
 const RESTORES: Version = Version(9, 1);
+
+/// How to install it.
+const INSTALL: &str = "apt-get install qemu-system-x86";
+/// Where a newer one is.
+const NEWER: &str = "install a newer QEMU (Debian 12 has one in bookworm-backports)";
 
 /// QEMU's major and minor version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +85,9 @@ impl Qemu {
             .output()
             .await
             .map_err(|source| match source.kind() {
-                ErrorKind::NotFound => VmmError::BinaryMissing { binary: binary.clone() },
+                ErrorKind::NotFound => {
+                    VmmError::BinaryMissing { binary: binary.clone(), cure: INSTALL.to_owned() }
+                }
                 _ => VmmError::io("run", &binary, source),
             })?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -101,7 +107,7 @@ impl Qemu {
             return Ok(());
         }
         let (found, needed) = (self.version.to_string(), RESTORES.to_string());
-        Err(VmmError::TooOld { binary: self.binary.clone(), found, needed })
+        Err(VmmError::TooOld { binary: self.binary.clone(), found, needed, cure: NEWER.to_owned() })
     }
 
     /// The binary in use.
@@ -130,10 +136,10 @@ impl Vmm for Qemu {
         let qemu = self.clone();
         // Files, mounts and the fork block for milliseconds. If this call is cancelled, the guard is dropped on the
         // other thread and takes the process with it.
-        let starting = tokio::task::spawn_blocking(move || Starting::begin(&qemu, spec))
+        let starting: Starting = tokio::task::spawn_blocking(move || launch::begin(&qemu, &spec))
             .await
             .map_err(|error| VmmError::io("start", &self.binary, error))??;
-        Ok(Arc::new(starting.finish().await?))
+        Ok(Arc::new(launch::finish(starting).await?))
     }
 
     async fn adopt(&self, record: MachineRecord) -> Result<Arc<dyn Machine>, VmmError> {
@@ -146,7 +152,7 @@ impl Vmm for Qemu {
         own(record)?;
         match Remains::find(record.clone()) {
             Ok(remains) => remains.destroy().await,
-            Err(VmmError::Gone { .. }) => machine::remove_traces(record).await,
+            Err(VmmError::Gone { .. }) => remains::remove_traces(record).await,
             Err(error) => Err(error),
         }
     }

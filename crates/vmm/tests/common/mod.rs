@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use wrenn_vmm::qemu::{CONSOLE, Qemu};
+use wrenn_vmm::CONSOLE;
+use wrenn_vmm::qemu::Qemu;
 use wrenn_vmm::{Accelerator, DiskFiles, LaunchSpec, Machine, Start, Vmm, VmmError, cgroup};
 
 /// Catches a hang; nothing here is timed.
@@ -181,6 +182,7 @@ impl Bench {
             cgroup_parent: self.cgroup.clone(),
             accel: Accelerator::Tcg,
             tb_size_mb: 32,
+            egress_bytes_per_second: None,
         }
     }
 
