@@ -12,7 +12,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: up
 up: ## Install what is missing, build, start everything, print the URL and a key (ARGS=--detach returns)
@@ -36,6 +36,14 @@ install: build ## Install the binary to /usr/local/bin
 test: ## Install what the tests need and run every test
 	@scripts/install-deps.sh run build test
 	@scripts/test.sh
+
+.PHONY: lab
+lab: ## Run a command in an emulated machine with KVM (ARGS='-- COMMAND…')
+	@scripts/lab.sh $(ARGS)
+
+.PHONY: test-firecracker
+test-firecracker: ## Run the tests of the Firecracker driver in the lab (FIRECRACKER_BIN=PATH, ARGS='PART…')
+	@scripts/test-firecracker.sh $(ARGS)
 
 .PHONY: bench
 bench: ## Measure what must be fast, as ratios against the bare part beneath it

@@ -102,7 +102,7 @@ def vmms() -> list[tuple[int, str]]:
                 own = f"wrenn-{installation()}" in (entry / "cgroup").read_text()
             except OSError:
                 continue
-            if own and line.split(" ")[0].endswith("qemu-system-x86_64"):
+            if own and line.split(" ")[0].endswith(("qemu-system-x86_64", "firecracker")):
                 found.append((int(entry.name), line))
     return found
 
