@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tracing::{info, warn};
 use wrenn_disk::{CowDisks, Devices, Qcow2Disks, RootDisks};
-use wrenn_vmm::firecracker::{self, Firecracker};
+use wrenn_vmm::firecracker::{self, Firecracker, Restore};
 use wrenn_vmm::qemu::{self, Qemu};
 use wrenn_vmm::{Accelerator, AcceleratorChoice, Vmm};
 
@@ -175,6 +175,9 @@ async fn open_firecracker(config: &AgentConfig, installation: &str) -> anyhow::R
         anyhow::bail!("it needs KVM, and WRENN_ACCEL asks for software emulation");
     }
     let accelerator = Accelerator::detect(AcceleratorChoice::Kvm)?;
+    if config.restore == Restore::Paged {
+        firecracker::check_paging()?;
+    }
     let devices = Devices::open(&format!("wrenn-{}", short(installation)))
         .context("it needs block devices of the device mapper")?;
     let fits =

@@ -45,6 +45,10 @@ pub async fn remove_all(config: &AgentConfig) -> anyhow::Result<usize> {
     let parts = crate::Parts::open(config).await?;
     let capsules = config.capsules_dir();
     let mut records = recovery::read_records(&capsules).map_err(RecoveryError::from)?;
+    // Before anything goes.
+    for machine in records.iter().filter_map(|record| record.machine.as_ref()) {
+        parts.drivers.get(&machine.driver)?;
+    }
     recovery::sweep_vmms(parts.cgroup.as_deref(), &records).await?;
     for record in &mut records {
         let dir = capsules.join(record.spec.id.to_string());

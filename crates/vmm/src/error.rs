@@ -50,6 +50,14 @@ pub enum VmmError {
         /// What was given.
         found: String,
     },
+    /// The kernel cannot page memory in for a process without privileges.
+    #[error(
+        "/dev/userfaultfd is missing: use Linux 6.1 or newer with CONFIG_USERFAULTFD, or set WRENN_MEMORY_RESTORE=mapped"
+    )]
+    NoUserfaultfd {
+        /// What opening it said.
+        source: std::io::Error,
+    },
     /// A value that is none of the ways in which memory comes back.
     #[error("a way to restore memory is one of paged and mapped, not {found:?}")]
     UnknownRestore {

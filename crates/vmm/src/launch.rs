@@ -235,6 +235,23 @@ pub(crate) fn make(options: &mut OpenOptions, path: &Path) -> Result<File, VmmEr
     options.create(true).mode(0o600).open(path).map_err(|source| VmmError::io("make", path, source))
 }
 
+/// Removes a file; one that is gone already is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), VmmError> {
+    absent_is_fine(std::fs::remove_file(path)).map_err(|source| VmmError::io("remove", path, source))
+}
+
+/// Removes a directory with all that is in it, following no link; one that is gone already is fine.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), VmmError> {
+    absent_is_fine(std::fs::remove_dir_all(path)).map_err(|source| VmmError::io("remove", path, source))
+}
+
+fn absent_is_fine(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), VmmError> {
     std::fs::create_dir_all(path).map_err(|source| VmmError::io("make", path, source))?;
     set_mode(path, mode)
@@ -256,7 +273,7 @@ pub(crate) fn tail(path: &Path) -> String {
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();

@@ -323,6 +323,11 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// As [`Machine::load_memory`].
     async fn load_devices(&self, devices: &Path) -> Result<(), VmmError>;
 
+    /// Version of the VMM that runs, where that may be another than its driver found at its start.
+    fn vmm_version(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether [`Machine::save_memory`] of a machine that runs saves time that it would stand still. Where it does not, only
     /// a stopped one can be saved.
     fn copies_while_running(&self) -> bool {

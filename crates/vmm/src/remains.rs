@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::launch::remove;
 use crate::process::{self, Process};
 use crate::{MachineRecord, VmmError, cgroup};
 
@@ -68,10 +69,5 @@ pub(crate) async fn remove_traces(record: &MachineRecord) -> Result<(), VmmError
     if let Some(path) = &record.cgroup {
         cgroup::remove(path).await?;
     }
-    match std::fs::remove_file(&record.socket) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(VmmError::io("remove", &record.socket, source))
-        }
-        _ => Ok(()),
-    }
+    remove(&record.socket)
 }

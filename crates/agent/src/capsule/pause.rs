@@ -157,8 +157,15 @@ impl Actor {
     }
 
     pub(super) fn about(&self) -> Result<About, CapsuleError> {
+        let driver = self.driver()?;
+        let mut fits = driver.fits.clone();
+        let machine = self.held.machine.as_ref().filter(|_| self.record.phase != Phase::Paused);
+        if let Some(version) = machine.and_then(|machine| machine.vmm_version()) {
+            // What runs may have been started before another version was installed.
+            fits.vmm = format!("{} {version}", driver.name);
+        }
         Ok(About {
-            fits: self.driver()?.fits.clone(),
+            fits,
             shape: self.record.spec.shape,
             access_token: self.record.access_token.clone(),
             guest: self.record.guest.clone(),

@@ -7,11 +7,12 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -20,6 +21,9 @@ use crate::VmmError;
 
 /// An answer takes milliseconds; only a VMM that cannot go on needs this long.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of an answer; Firecracker's have some hundreds.
+const MOST_BYTES: usize = 1 << 20;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,8 @@ pub enum ApiError {
 pub(super) struct Api {
     dir: OwnedFd,
     socket: &'static str,
+    /// The process that must be behind it.
+    pid: OnceLock<u32>,
 }
 
 impl Api {
@@ -62,7 +68,13 @@ impl Api {
     pub(super) fn open(dir: &Path, socket: &'static str) -> Result<Self, VmmError> {
         let opened = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir);
         let dir = opened.map_err(|source| VmmError::io("open", dir, source))?;
-        Ok(Self { dir: dir.into(), socket })
+        Ok(Self { dir: dir.into(), socket, pid: OnceLock::new() })
+    }
+
+    /// Speaks with this process only: the socket lies in a directory of the VMM's own, and what has broken out of a guest
+    /// could put a link to another machine's socket in its place.
+    pub(super) fn expect(&self, pid: u32) {
+        self.pid.get_or_init(|| pid);
     }
 
     /// A file in the socket's directory, by a path that is good for as long as this lives.
@@ -93,7 +105,15 @@ impl Api {
     }
 
     pub(super) async fn get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ApiError> {
-        let answer = self.call(Method::GET, path, None::<&()>, TIMEOUT).await?;
+        self.get_within(path, TIMEOUT).await
+    }
+
+    pub(super) async fn get_within<T: for<'a> Deserialize<'a>>(
+        &self,
+        path: &str,
+        limit: Duration,
+    ) -> Result<T, ApiError> {
+        let answer = self.call(Method::GET, path, None::<&()>, limit).await?;
         serde_json::from_slice(&answer)
             .map_err(|error| ApiError::Broken { call: format!("GET {path}"), reason: error.to_string() })
     }
@@ -138,13 +158,18 @@ impl Api {
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
         let stream =
             UnixStream::connect(self.beside(self.socket)).await.map_err(|error| error.to_string())?;
+        let peer = stream.peer_cred().map_err(|error| error.to_string())?.pid();
+        if peer.and_then(|pid| u32::try_from(pid).ok()).as_ref() != self.pid.get() {
+            return Err("it is not the VMM's own".to_owned());
+        }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
         let exchange = async {
             let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let status = answer.status();
-            let bytes = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+            let body = Limited::new(answer.into_body(), MOST_BYTES);
+            let bytes = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
             Ok((status, bytes))
         };
         // In one task: a call that is given up takes its connection along.
@@ -194,6 +219,7 @@ mod tests {
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 33\r\n\r\n{\"fault_message\":\"no such drive\"}",
         );
         let api = Api::open(&dir, "api.sock").unwrap();
+        api.expect(std::process::id());
         std::fs::rename(&dir, root.path().join("after")).unwrap();
         let error = api.put("/drives/root", &serde_json::json!({ "a": 1 })).await.unwrap_err();
         assert_eq!(error.to_string(), "Firecracker refused PUT /drives/root: no such drive");
@@ -208,9 +234,22 @@ mod tests {
     async fn a_stand_in_for_firecracker_that_says_no_content_has_obeyed_and_a_missing_socket_is_named() {
         let root = tempfile::tempdir().unwrap();
         let api = Api::open(root.path(), "api.sock").unwrap();
+        api.expect(std::process::id());
         assert!(matches!(api.patch("/vm", &()).await, Err(ApiError::Broken { .. })));
         let asked = answer_once(root.path(), "HTTP/1.1 204 No Content\r\n\r\n");
         api.patch("/vm", &serde_json::json!({ "state": "Paused" })).await.unwrap();
         asked.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_process_than_the_vmm_is_told_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(root.path().join("api.sock")).unwrap();
+        let api = Api::open(root.path(), "api.sock").unwrap();
+        api.expect(std::process::id() + 1);
+        let error = api.patch("/vm", &()).await.unwrap_err();
+        assert!(error.to_string().contains("not the VMM's own"), "{error}");
+        let (mut stream, _) = listener.accept().unwrap();
+        assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0);
     }
 }

@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::api::Api;
-use super::types::{BootSource, INTERFACE, MachineConfiguration, MmdsConfig, NetworkInterface, RateLimiter};
-use super::{DRIVER, Firecracker, nodes};
+use super::api::{Api, ApiError};
+use super::types::{
+    BootSource, INTERFACE, InstanceInfo, MachineConfiguration, MmdsConfig, NetworkInterface, RateLimiter,
+};
+use super::{DRIVER, Firecracker, Restore, nodes};
 use crate::cgroup::{self, Limits};
 use crate::confine::{Access, Confinement, Identity};
-use crate::launch::{self, Files, MAX_TASKS, MIB, START_TIMEOUT, Starting, Traces, give, make_directory};
+use crate::launch::{
+    self, Files, MAX_TASKS, MIB, START_TIMEOUT, Starting, Traces, give, make_directory, remove, remove_tree,
+};
 use crate::remains::Remains;
 use crate::{FileKey, LaunchSpec, Start, VmmError};
 
@@ -23,10 +27,19 @@ use crate::{FileKey, LaunchSpec, Start, VmmError};
 pub(super) const OWN: &str = "vm";
 /// Its socket, from `run` on.
 pub(super) const SOCKET: &str = "vm/api.sock";
+/// In the machine's `run`: how the next agent finds the pager, and what the pager says.
+pub(super) const PAGER_RECORD: &str = "pager.json";
+pub(super) const PAGER_STDERR: &str = "pager.stderr";
+/// There too: a snapshot of this run may have ended without its pages being counted or written.
+pub(super) const INCOMPLETE: &str = "incomplete";
 /// Memory of Firecracker and of the pager beside the guest's.
 const OVERHEAD_MB: u64 = 256;
 /// Pause between two looks at a socket that is not there yet.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// How often, and after which pauses, a TAP that is busy is tried again.
+const BUSY_LOOKS: u32 = 100;
+const BUSY_LOOK: Duration = Duration::from_millis(10);
 
 /// What its machine model needs on the kernel's command line. The later of two words for the same thing counts.
 const CMDLINE: &str = "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd";
@@ -46,7 +59,9 @@ pub(super) struct View {
     pub(super) own: PathBuf,
     /// Kernel, initial file system, command line.
     boot: Option<(PathBuf, PathBuf, String)>,
-    /// The base of a snapshot.
+    /// It is started for a snapshot.
+    pub(super) restores: bool,
+    /// The base of a snapshot, for one that maps it.
     pub(super) base: Option<PathBuf>,
     tap: String,
 }
@@ -58,11 +73,9 @@ pub(super) fn begin(driver: &Firecracker, spec: LaunchSpec) -> Result<(Begun, La
     let files = Files::prepare(&spec)?;
     let own = files.run.join(OWN);
     // What an earlier run has left there is not this one's.
-    match std::fs::remove_dir_all(&own) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(VmmError::io("remove", &own, source));
-        }
-        _ => {}
+    remove_tree(&own)?;
+    for name in [PAGER_RECORD, PAGER_STDERR, INCOMPLETE] {
+        remove(&files.run.join(name))?;
     }
     make_directory(&own, 0o700)?;
     give(&own, spec.uid, spec.gid)?;
@@ -78,9 +91,10 @@ pub(super) fn begin(driver: &Firecracker, spec: LaunchSpec) -> Result<(Begun, La
     let traces = Traces { cgroup: cgroup.transpose()?, socket: Some(files.run.join(SOCKET)) };
     let identity = Identity { uid: spec.uid, gid: spec.gid, extra_group: None };
     let mut confinement = Confinement::new(identity, &spec.netns, traces.cgroup.as_deref())?;
-    let mut view = show(&mut confinement, &spec, &files)?;
+    let mut view = show(&mut confinement, &spec, &files, driver.restore)?;
     let child = start(driver, &spec, &files, confinement, &view)?;
     let process = launch::hold(child.id(), &driver.binary)?;
+    api.expect(process.pid());
     let record = traces.recorded(DRIVER, &spec, &process, FileKey::of(&memory))?;
     let starting = Starting::new(Remains::new(process, record), files.stderr_path);
     view.tap = nodes::give_tap(spec.tap, spec.uid)?;
@@ -115,7 +129,12 @@ fn limits(spec: &LaunchSpec) -> Limits {
     Limits { memory_bytes: (u64::from(spec.memory_mb) + OVERHEAD_MB) * MIB, tasks: MAX_TASKS }
 }
 
-fn show(confinement: &mut Confinement, spec: &LaunchSpec, files: &Files) -> Result<View, VmmError> {
+fn show(
+    confinement: &mut Confinement,
+    spec: &LaunchSpec,
+    files: &Files,
+    restore: Restore,
+) -> Result<View, VmmError> {
     let own = confinement.show(&files.run.join(OWN), OWN, Access::Write)?;
     nodes::make(confinement, &files.run, spec)?;
     let (mut boot, mut base) = (None, None);
@@ -125,11 +144,14 @@ fn show(confinement: &mut Confinement, spec: &LaunchSpec, files: &Files) -> Resu
             let initrd = confinement.show_file(initrd, "initrd", Access::Read)?;
             boot = Some((kernel, initrd, format!("{cmdline} {CMDLINE}")));
         }
+        // A paged one is given what it needs by its pager.
+        Start::Restore { .. } if restore == Restore::Paged => {}
         Start::Restore { base: file } => {
             base = Some(confinement.show_file(file, "memory", Access::Read)?);
         }
     }
-    Ok(View { own, boot, base, tap: String::new() })
+    let restores = boot.is_none();
+    Ok(View { own, boot, restores, base, tap: String::new() })
 }
 
 fn start(
@@ -154,7 +176,10 @@ fn start(
 }
 
 /// Waits until Firecracker answers, and describes the machine to it.
-pub(super) async fn finish(mut begun: Begun, facts: LaunchFacts) -> Result<(Remains, Api, View), VmmError> {
+pub(super) async fn finish(
+    mut begun: Begun,
+    facts: LaunchFacts,
+) -> Result<(Remains, Api, View, String), VmmError> {
     let Some(remains) = &begun.starting.remains else {
         return Err(begun.starting.failure("no process".to_owned()));
     };
@@ -171,20 +196,24 @@ pub(super) async fn finish(mut begun: Begun, facts: LaunchFacts) -> Result<(Rema
     if let Some(after) = failed {
         return Err(begun.starting.give_up(after).await);
     }
-    if let Err(error) = describe(&begun.api, &begun.view, facts).await {
-        let said = begun.starting.give_up(Some(Duration::ZERO)).await;
-        tracing::debug!(%said, "a machine was not accepted");
-        return Err(error);
-    }
+    let version = match describe(&begun.api, &begun.view, facts).await {
+        Ok(version) => version,
+        Err(error) => {
+            let said = begun.starting.give_up(Some(Duration::ZERO)).await;
+            tracing::debug!(%said, "a machine was not accepted");
+            return Err(error);
+        }
+    };
     match begun.starting.remains.take() {
-        Some(remains) => Ok((remains, begun.api, begun.view)),
+        Some(remains) => Ok((remains, begun.api, begun.view, version)),
         None => Err(begun.starting.failure("no process".to_owned())),
     }
 }
 
-/// A machine that is going to be restored brings all of this with it.
-async fn describe(api: &Api, view: &View, facts: LaunchFacts) -> Result<(), VmmError> {
-    let Some((kernel, initrd, cmdline)) = &view.boot else { return Ok(()) };
+/// Says what there is to the VMM, and asks its version. A machine that is going to be restored brings all else with it.
+async fn describe(api: &Api, view: &View, facts: LaunchFacts) -> Result<String, VmmError> {
+    let InstanceInfo { vmm_version, .. } = api.get("/").await?;
+    let Some((kernel, initrd, cmdline)) = &view.boot else { return Ok(vmm_version) };
     let machine = MachineConfiguration {
         vcpu_count: facts.vcpus,
         mem_size_mib: facts.memory_mb,
@@ -205,8 +234,22 @@ async fn describe(api: &Api, view: &View, facts: LaunchFacts) -> Result<(), VmmE
         guest_mac: &mac,
         tx_rate_limiter: facts.egress.map(|bytes| RateLimiter::of(Some(bytes))),
     };
-    api.put("/network-interfaces/eth0", &interface).await?;
+    attach_network(api, &interface).await?;
     api.put("/mmds/config", &MmdsConfig { version: "V2", network_interfaces: &[INTERFACE] }).await?;
     api.put("/entropy", &serde_json::json!({})).await?;
-    Ok(())
+    Ok(vmm_version)
+}
+
+/// Attaches the TAP. A child that somebody has just started may have a copy of its descriptor for a moment still.
+async fn attach_network(api: &Api, interface: &NetworkInterface<'_>) -> Result<(), VmmError> {
+    let mut patience = BUSY_LOOKS;
+    loop {
+        match api.put("/network-interfaces/eth0", interface).await {
+            Err(ApiError::Refused { message, .. }) if message.contains("busy") && patience > 0 => {
+                patience -= 1;
+                tokio::time::sleep(BUSY_LOOK).await;
+            }
+            attached => return Ok(attached?),
+        }
+    }
 }

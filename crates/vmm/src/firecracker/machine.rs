@@ -1,8 +1,8 @@
 //! A running Firecracker.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use wrenn_image::Image;
 
 use super::api::{Api, ApiError};
-use super::launch::{LaunchFacts, OWN, SOCKET, View};
+use super::launch::{INCOMPLETE, LaunchFacts, OWN, PAGER_RECORD, PAGER_STDERR, SOCKET, View};
 use super::memory::{MemoryFile, open_given};
 use super::room::RoomKeeper;
 use super::state::Devices;
@@ -24,17 +24,19 @@ use super::types::{
 };
 use super::{Firecracker, Restore, nodes};
 use crate::confine::VIEW;
-use crate::launch::{MIB, STDERR, give, make, set_mode, tail};
+use crate::launch::{MIB, STDERR, make, remove, remove_tree, tail};
 use crate::pager::{Job, Pager, PagerRecord};
 use crate::remains::{self, Remains};
 use crate::{
     DiskFiles, ExitReason, Machine, MachineRecord, MemorySaved, MemoryTarget, RunState, VmmError, socket,
 };
 
-/// A snapshot writes to the host's page cache; this much a second is less than a slow disk does.
+/// Firecracker brings what it writes to the disk; this much a second is less than a slow one does.
 const SNAPSHOT_MB_PER_SECOND: u64 = 16;
 /// What a snapshot may take beside that.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a VMM that an earlier agent started may take to answer.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The pager ends with its VMM, which may take a moment to be gone itself.
 const SAME_END: Duration = Duration::from_secs(2);
 
@@ -49,9 +51,6 @@ const STATE: &str = "state";
 const FLAT: &str = "flat";
 /// Where the pager listens.
 const PAGER_SOCKET: &str = "pager.sock";
-/// In the machine's `run`: how the next agent finds the pager, and what the pager says.
-const PAGER_RECORD: &str = "pager.json";
-const PAGER_STDERR: &str = "pager.stderr";
 
 #[derive(Debug)]
 pub(super) struct FirecrackerMachine {
@@ -61,7 +60,11 @@ pub(super) struct FirecrackerMachine {
     /// User and group of the VMM.
     ids: (u32, u32),
     egress: Option<u64>,
-    /// Where the VMM sees the base that it was started for.
+    /// It was started for a snapshot.
+    restores: bool,
+    /// Version of the running VMM, which may be older than the one that is installed.
+    version: String,
+    /// Where the VMM sees the base that it was started for, if it maps one.
     base: Option<PathBuf>,
     /// What [`Machine::load_memory`] brought, until [`Machine::load_devices`] uses it.
     image: Mutex<Option<Arc<Image>>>,
@@ -73,7 +76,7 @@ pub(super) struct FirecrackerMachine {
 impl FirecrackerMachine {
     pub(super) fn new(
         driver: Firecracker,
-        (remains, api, view): (Remains, Api, View),
+        (remains, api, view, version): (Remains, Api, View, String),
         facts: LaunchFacts,
     ) -> Self {
         let api = Arc::new(api);
@@ -84,6 +87,8 @@ impl FirecrackerMachine {
             api,
             ids: (facts.uid, facts.gid),
             egress: facts.egress,
+            restores: view.restores,
+            version,
             base: view.base,
             image: Mutex::default(),
             pager: watch::Sender::new(None),
@@ -97,6 +102,15 @@ impl FirecrackerMachine {
         let own = run.join(OWN);
         let meta = std::fs::metadata(&own).map_err(|source| VmmError::io("look at", &own, source))?;
         let api = Arc::new(Api::open(&run, SOCKET)?);
+        api.expect(remains.record.pid);
+        // It may be writing a snapshot that the agent before has asked for, and answers nothing meanwhile.
+        let info = api.get_within::<InstanceInfo>("/", ADOPT_TIMEOUT);
+        let info = tokio::select! {
+            info = info => info?,
+            _ = remains.process.exited() => {
+                return Err(VmmError::Gone { id: remains.record.id.clone(), pid: remains.record.pid });
+            }
+        };
         let pager = match std::fs::read(run.join(PAGER_RECORD)) {
             Ok(bytes) => find_pager(&bytes, &run)?,
             Err(_none) => None,
@@ -108,6 +122,8 @@ impl FirecrackerMachine {
             api,
             ids: (meta.uid(), meta.gid()),
             egress: None,
+            restores: true,
+            version: info.vmm_version,
             base: None,
             image: Mutex::default(),
             pager: watch::Sender::new(None),
@@ -116,7 +132,6 @@ impl FirecrackerMachine {
         if let Some(pager) = pager {
             machine.supervise(Arc::new(pager));
         }
-        machine.state().await?;
         machine.room.start();
         Ok(machine)
     }
@@ -169,18 +184,27 @@ impl FirecrackerMachine {
 
     /// Has Firecracker write its state and what the guest has written.
     async fn create_snapshot(&self, bytes: u64) -> Result<(), VmmError> {
-        let memory = self.own(MEMORY);
+        let (memory, incomplete) = (self.own(MEMORY), self.api.beside(INCOMPLETE));
         let is_first = std::fs::symlink_metadata(&memory).is_err();
         let create = SnapshotCreate {
-            snapshot_type: "Diff",
+            // After one that may have forgotten pages: slow, and right whatever became of that.
+            snapshot_type: if incomplete.exists() { "Full" } else { "Diff" },
             snapshot_path: &seen(STATE),
             mem_file_path: &seen(MEMORY),
         };
         let limit = SNAPSHOT_TIMEOUT + Duration::from_secs(bytes / MIB / SNAPSHOT_MB_PER_SECOND);
         let made = self.call(self.api.put_within("/snapshot/create", &create, limit)).await;
-        if made.is_err() && is_first {
-            // What it holds is still counted as written. The room that it takes may be what is missing.
-            let _absent = std::fs::remove_file(&memory);
+        match &made {
+            Ok(()) => remove(&incomplete)?,
+            // It counts the pages as written again where it could not write them, but not where the disk failed to confirm
+            // them; and one that does not answer may yet come to its end.
+            Err(VmmError::Api(ApiError::Refused { message, .. })) if !message.contains("sync") => {
+                if is_first {
+                    // The room that it takes may be what is missing.
+                    let _absent = std::fs::remove_file(&memory);
+                }
+            }
+            Err(_) => drop(make(File::options().write(true), &incomplete)?),
         }
         made
     }
@@ -193,7 +217,8 @@ impl FirecrackerMachine {
     ) -> Result<String, VmmError> {
         let path = self.own(PAGER_SOCKET);
         let listener = socket::listen(&path).map_err(|source| VmmError::io("listen at", &path, source))?;
-        give(&path, self.ids.0, self.ids.1)?;
+        lchown(&path, Some(self.ids.0), Some(self.ids.1))
+            .map_err(|source| VmmError::io("change the owner of", &path, source))?;
         let job = Job {
             image: image.header_path(),
             socket: listener,
@@ -236,7 +261,9 @@ impl FirecrackerMachine {
         tokio::task::spawn_blocking(move || image.materialise(&to, false))
             .await
             .map_err(|error| VmmError::io("write", &path, std::io::Error::other(error)))??;
-        set_mode(&path, 0o444)?;
+        open_given(&path)?
+            .set_permissions(Permissions::from_mode(0o444))
+            .map_err(|source| VmmError::io("change the mode of", &path, source))?;
         Ok(seen(FLAT))
     }
 
@@ -249,9 +276,9 @@ impl FirecrackerMachine {
         };
         let Devices { state, touched } = Devices::decode(&bytes).ok_or_else(damaged)?;
         let file = self.own(STATE);
-        let made = make(File::options().write(true).create_new(true), &file)?.write_all(&state);
-        made.map_err(|source| VmmError::io("write", &file, source))?;
-        give(&file, self.ids.0, self.ids.1)?;
+        let mut made = make(File::options().write(true).create_new(true), &file)?;
+        let written = made.write_all(&state).and_then(|()| fchown(&made, Some(self.ids.0), Some(self.ids.1)));
+        written.map_err(|source| VmmError::io("write", &file, source))?;
         let (backend_type, backend_path) = match self.driver.restore {
             Restore::Paged => ("Uffd", self.start_pager(&image, touched).await?),
             Restore::Mapped => ("File", self.flat(image).await?),
@@ -299,14 +326,9 @@ fn find_pager(bytes: &[u8], run: &Path) -> Result<Option<Pager>, VmmError> {
 /// Gives back what a machine holds when its process is gone.
 pub(super) async fn release(driver: &Firecracker, record: &MachineRecord) -> Result<(), VmmError> {
     driver.devices.detach(&record.id).await?;
-    let memory = run_of(record).join(OWN).join(MEMORY);
-    match std::fs::remove_file(&memory) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(VmmError::io("remove", &memory, source));
-        }
-        _ => {}
-    }
-    remains::remove_traces(record).await
+    remains::remove_traces(record).await?;
+    // When nothing writes to it any more. Whatever lies there was only for the run.
+    remove_tree(&run_of(record).join(OWN))
 }
 
 #[async_trait]
@@ -328,7 +350,7 @@ impl Machine for FirecrackerMachine {
         if let Some(pager) = pager {
             pager.kill().await?;
         }
-        let _absent = std::fs::remove_file(self.own(MEMORY));
+        remove_tree(&self.api.beside(OWN))?;
         release(&self.driver, &self.remains.record).await
     }
 
@@ -336,7 +358,7 @@ impl Machine for FirecrackerMachine {
         let number = self.driver.devices.attach(self.owner(), disk).await?;
         nodes::make_disk(&self.api.beside(nodes::DISK), number, self.ids.0, self.ids.1)?;
         self.room.start();
-        if self.base.is_some() {
+        if self.restores {
             // It comes with the state of the devices, by the path that it always has.
             return Ok(());
         }
@@ -375,6 +397,10 @@ impl Machine for FirecrackerMachine {
         self.call(self.api.patch("/drives/root", &drive)).await
     }
 
+    fn vmm_version(&self) -> Option<&str> {
+        Some(&self.version)
+    }
+
     fn copies_while_running(&self) -> bool {
         false
     }
@@ -397,6 +423,8 @@ impl Machine for FirecrackerMachine {
     async fn save_memory(&self, target: MemoryTarget) -> Result<MemorySaved, VmmError> {
         let bytes = self.memory_bytes().await?;
         self.create_snapshot(bytes).await?;
+        // A request that reached the VMM as the guest was being stopped has been served by now, and not before.
+        self.driver.devices.flush(self.owner()).await?;
         let memory = self.own(MEMORY);
         let path = memory.clone();
         on_disk(&path, move || MemoryFile::open(&memory, bytes)?.save(&target)).await
@@ -423,13 +451,13 @@ impl Machine for FirecrackerMachine {
 
     async fn pause(&self) -> Result<(), VmmError> {
         self.call(self.api.patch("/vm", &Vm { state: "Paused" })).await?;
-        self.room.rest(true).await;
+        self.room.rest().await;
         Ok(self.driver.devices.flush(self.owner()).await?)
     }
 
     async fn cont(&self) -> Result<(), VmmError> {
-        self.room.rest(false).await;
-        if self.room.is_full().await {
+        let (_nobody_looks, full) = self.room.resume().await;
+        if full {
             return Ok(());
         }
         match self.state().await?.as_str() {

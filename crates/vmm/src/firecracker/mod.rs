@@ -1,7 +1,8 @@
 //! The Firecracker driver, for hosts with KVM.
 //!
 //! Firecracker runs as a user of its own in the machine's network namespace and cgroup, in a mount namespace in which it sees
-//! nothing of the machine but its own directory and the nodes of its devices, and under its own seccomp filters. Root disks
+//! nothing of the machine but its own directory and the nodes of its devices (and, where it boots or maps, the directory of
+//! kernel or memory, to read), and under its own seccomp filters. Root disks
 //! are block devices that whoever owns the host's disks makes ([`BlockDevices`]).
 //!
 //! A snapshot is one call that writes state and memory of the same moment; [`Machine::save_memory`] makes it and
@@ -136,6 +137,15 @@ pub fn find(binary: Option<&Path>) -> Result<Found, VmmError> {
         return Err(VmmError::TooOld { binary, found, needed, cure });
     }
     Ok(Found { binary, version })
+}
+
+/// Whether a paged restore is possible here.
+///
+/// # Errors
+/// [`VmmError::NoUserfaultfd`] where the kernel has no device for it.
+pub fn check_paging() -> Result<(), VmmError> {
+    let there = std::fs::metadata(nodes::USERFAULTFD);
+    there.map(drop).map_err(|source| VmmError::NoUserfaultfd { source })
 }
 
 /// From `Firecracker v1.16.1`.

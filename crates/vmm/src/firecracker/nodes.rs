@@ -19,8 +19,8 @@ pub(super) const DIRECTORY: &str = "dev";
 pub(super) const DISK: &str = "dev/disk";
 
 /// The host's nodes that Firecracker opens by their names. The last is for paged restores, on Linux 6.1 and later.
-const NODES: [(&str, &str); 3] =
-    [("kvm", "/dev/kvm"), ("tun", "/dev/net/tun"), ("userfaultfd", "/dev/userfaultfd")];
+const NODES: [(&str, &str); 3] = [("kvm", "/dev/kvm"), ("tun", "/dev/net/tun"), ("userfaultfd", USERFAULTFD)];
+pub(super) const USERFAULTFD: &str = "/dev/userfaultfd";
 
 /// Makes the nodes in `run`, and has the VMM see them in the place of the host's.
 pub(super) fn make(confinement: &mut Confinement, run: &Path, spec: &LaunchSpec) -> Result<(), VmmError> {

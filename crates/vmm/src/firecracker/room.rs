@@ -48,33 +48,38 @@ impl RoomKeeper {
         let inner = Arc::clone(&self.inner);
         let task = tokio::spawn(async move {
             loop {
-                let pause = inner.look().await;
+                let resting = inner.resting.lock().await;
+                let pause = if *resting { OFTEN } else { inner.look().await };
+                drop(resting);
                 tokio::time::sleep(pause).await;
             }
         });
         self.replace(Some(task));
     }
 
-    /// Leaves the disk's files alone from now on, or looks after them again.
-    pub(super) async fn rest(&self, resting: bool) {
-        *self.inner.resting.lock().await = resting;
+    /// Leaves the disk's files alone from now on.
+    pub(super) async fn rest(&self) {
+        *self.inner.resting.lock().await = true;
     }
 
     pub(super) fn stop(&self) {
         self.replace(None);
     }
 
-    /// Whether the guest was stopped because there is no room.
-    pub(super) fn was_full(&self) -> bool {
-        self.inner.full.load(Ordering::SeqCst)
-    }
-
-    /// The same, after another look where it was.
-    pub(super) async fn is_full(&self) -> bool {
+    /// Looks after the disk's files again. As long as what comes back lives, nobody else looks: whoever lets the guest go
+    /// on must not do so just after it was stopped for want of room. It tells whether there is none.
+    pub(super) async fn resume(&self) -> (tokio::sync::MutexGuard<'_, bool>, bool) {
+        let mut resting = self.inner.resting.lock().await;
+        *resting = false;
         if self.was_full() {
             self.inner.look().await;
         }
-        self.was_full()
+        (resting, self.was_full())
+    }
+
+    /// Whether the guest was stopped because there is no room.
+    pub(super) fn was_full(&self) -> bool {
+        self.inner.full.load(Ordering::SeqCst)
     }
 
     fn replace(&self, task: Option<JoinHandle<()>>) {
@@ -88,10 +93,6 @@ impl RoomKeeper {
 impl Inner {
     /// Takes room or stops the guest; says when to look again.
     async fn look(&self) -> Duration {
-        let resting = self.resting.lock().await;
-        if *resting {
-            return OFTEN;
-        }
         match self.devices.keep_room(&self.owner, &self.api.beside("..")).await {
             Ok(Room::Plenty) => {
                 self.full.store(false, Ordering::SeqCst);
@@ -102,11 +103,10 @@ impl Inner {
                 OFTEN
             }
             Ok(Room::Full) => {
-                if !self.full.swap(true, Ordering::SeqCst)
-                    && let Err(error) = self.api.patch("/vm", &Vm { state: "Paused" }).await
-                {
+                self.full.store(true, Ordering::SeqCst);
+                // Also one that stands still by all that is known: it does no harm.
+                if let Err(error) = self.api.patch("/vm", &Vm { state: "Paused" }).await {
                     tracing::warn!(id = self.owner, %error, "a guest was not stopped before a full disk");
-                    self.full.store(false, Ordering::SeqCst);
                 }
                 OFTEN
             }

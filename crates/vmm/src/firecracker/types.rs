@@ -96,6 +96,7 @@ pub(super) struct Vm<'a> {
 #[derive(Debug, Deserialize)]
 pub(super) struct InstanceInfo {
     pub(super) state: String,
+    pub(super) vmm_version: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -3,7 +3,7 @@
 use wrenn_vmm::{Accelerator, AcceleratorChoice, firecracker};
 
 use super::{Check, Level, program};
-use crate::config::{Accel, Driver, Settings};
+use crate::config::{Accel, Driver, MemoryRestore, Settings};
 use crate::ops::roles;
 
 /// How to install QEMU.
@@ -61,6 +61,11 @@ fn firecracker_lack(settings: &Settings) -> Option<(String, String)> {
             firecracker::RELEASES
         );
         return Some((error.to_string(), cure));
+    }
+    if settings.memory_restore.value == MemoryRestore::Paged
+        && let Err(error) = firecracker::check_paging()
+    {
+        return Some(("its memory cannot be paged in".to_owned(), error.to_string()));
     }
     if let Err(error) = wrenn_disk::Devices::open("wrenn-doctor") {
         return Some((error.to_string(), "modprobe -a dm-mod dm-snapshot loop".to_owned()));
