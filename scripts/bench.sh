@@ -10,6 +10,8 @@ WRENN=$PWD/target/$PROFILE/wrenn
 export WRENN_IMAGE_CACHE=$PWD/target/wrenn-images
 # The platform that is measured is the one started here.
 unset WRENN_API_KEY WRENN_BASE_URL WRENN_DIR DATABASE_URL WRENN_WARM_MB WRENN_POOL_SIZE WRENN_SETTLE_MS
+# The bare parts that it is measured against are QEMU's.
+export WRENN_DRIVER=qemu
 
 say "bench program"
 case $PROFILE in release) flags=--release ;; *) flags= ;; esac
