@@ -91,7 +91,8 @@ try() { # try PART: its exit code
   local cpus=1 status=0
   # One processor, where nothing is measured, makes the emulation steadier; a platform would starve on it.
   ! runs_platform "$1" || cpus=2
-  LAB_CPUS=${LAB_CPUS:-$cpus} scripts/lab.sh "${with[@]}" "${variables[@]}" -- /lab/job/test-firecracker "$1" \
+  # One capsule of the platform's tests has 4 GiB.
+  LAB_MEMORY=${LAB_MEMORY:-12G} LAB_CPUS=${LAB_CPUS:-$cpus} scripts/lab.sh "${with[@]}" "${variables[@]}" -- /lab/job/test-firecracker "$1" \
     > >(tee "$lab/$1.log") &
   running=$!
   wait $running || status=$?

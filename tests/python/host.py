@@ -16,7 +16,6 @@ def holdings() -> dict[str, set]:
     """Everything that capsules of this installation hold on the machine, by kind."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
-    loops = subprocess.run(["losetup", "-ln", "-O", "NAME"], capture_output=True, text=True, check=True).stdout
     spare = spares()
     foreign = foreign_slots() | spare["slots"]
     devices = {line.split(": ")[1].split("@")[0] for line in links.splitlines()}
@@ -26,7 +25,7 @@ def holdings() -> dict[str, set]:
         "links": {name for name in devices if name.startswith("wrenn-")} - {f"wrenn-{slot}" for slot in foreign},
         "routes": {line for line in routes.splitlines() if line.startswith("10.11.") and not foreign & set(re.findall(r"wrenn-(\d+)", line))},
         "processes": {pid for pid, _ in vmms()} - spare["processes"],
-        "loop devices": set(loops.split()),
+        "block devices": block_devices(spare["machines"]),
         "cgroups": {
             path.name for root in CGROUP_ROOTS for path in root.glob(f"wrenn-{installation()}/*/")
         } - spare["cgroups"],
@@ -37,7 +36,7 @@ def holdings() -> dict[str, set]:
 
 def spares() -> dict[str, set]:
     """What machines hold that are ready for the next creates, or are being made so: they belong to no template by name."""
-    found = {"slots": set(), "processes": set(), "directories": set(), "cgroups": set()}
+    found = {"slots": set(), "processes": set(), "directories": set(), "cgroups": set(), "machines": set()}
     for path in (WRENN_DIR / "capsules").glob("*/capsule.json"):
         try:
             record = json.loads(path.read_text())
@@ -46,8 +45,33 @@ def spares() -> dict[str, set]:
         if record["spec"]["template_name"] == "":
             found["directories"].add(path.parent.name)
             found["cgroups"].add((record["machine"] or {}).get("id"))
+            found["machines"].add((record["machine"] or {"id": path.parent.name})["id"])
             found["slots"].add(str(record["slot"]))
             found["processes"].add((record["machine"] or {}).get("pid"))
+    return found
+
+
+def block_devices(machines: set[str]) -> set[str]:
+    """Loop devices in use and this installation's devices of the device mapper, without those of these machines alone."""
+    def owners(block: Path) -> set[str]:
+        name = block / "dm" / "name"
+        if name.exists():
+            return {name.read_text().strip()}
+        return set().union(*(owners(holder) for holder in (block / "holders").iterdir()))
+
+    prefix = "wrenn-" + installation().replace("-", "")[:12]
+    found = set()
+    for block in Path("/sys/block").iterdir():
+        try:
+            names = owners(block)
+            if block.name.startswith("loop") and not (block / "loop").exists():
+                continue
+            if block.name.startswith("dm-") and not any(name.startswith(prefix) for name in names):
+                continue
+        except OSError:
+            continue
+        if block.name.startswith(("loop", "dm-")) and not (names and all(any(id in name for id in machines) for name in names)):
+            found.add(block.name)
     return found
 
 

@@ -180,8 +180,12 @@ def test_a_pty_of_a_missing_directory_ends_with_a_fatal_error(capsule):
 
 def test_the_guest_reaches_names_but_not_the_host(capsule):
     assert capsule.commands.run("getent hosts deb.debian.org", timeout=60).exit_code == 0
+    addresses = "10.11.0.2 10.12.0.2 192.168.0.1"
+    if not Capsule.get_info(capsule.capsule_id).metadata["vmm_version"].startswith("firecracker "):
+        # Firecracker answers there itself: nothing leaves the machine.
+        addresses += " 169.254.169.254"
     refused = capsule.commands.run(
-        "for a in 169.254.169.254 10.11.0.2 10.12.0.2 192.168.0.1; do"
+        f"for a in {addresses}; do"
         " timeout 3 bash -c \"echo > /dev/tcp/$a/80\" 2>/dev/null && echo reached $a; done; echo done",
         timeout=60,
     )
