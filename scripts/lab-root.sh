@@ -24,7 +24,7 @@ mmdebstrap --quiet --variant=minbase --include="$(paste -sd, lab/packages)" --ap
 mkdir -p "$work/made"
 cp "$work"/kernel/boot/vmlinuz-* "$work/made/vmlinuz"
 version=$(basename "$work"/kernel/lib/modules/*)
-mkdir -p "$work/tree/usr/lib/modules" "$work"/tree/lab/{job,with,results} "$work/tree/work"
+mkdir -p "$work/tree/usr/lib/modules" "$work"/tree/lab/{job,with,results} "$work/tree/scratch"
 mv "$work/kernel/lib/modules/$version" "$work/tree/usr/lib/modules/"
 chroot "$work/tree" depmod "$version"
 

@@ -76,7 +76,7 @@ cp /etc/ssl/certs/ca-certificates.crt "$job/"
 environment=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 DM_DISABLE_UDEV=1)
 {
   echo '#!/bin/bash'
-  echo 'cd /work'
+  echo 'cd /scratch'
   printf '%q ' exec env -i "${environment[@]}" "${variables[@]}" "$@"
 } >"$job/command"
 chmod 755 "$job/command"

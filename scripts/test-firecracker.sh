@@ -78,7 +78,7 @@ say "base images"
 cargo test --locked -p wrenn-agent --test images -- --exact \
   a_fresh_data_directory_gets_everything_from_the_cache_and_nothing_is_made_twice
 
-variables=(--env WRENN_DRIVER=firecracker --env WRENN_IMAGE_CACHE=/work/images --env RUST_BACKTRACE=1)
+variables=(--env WRENN_DRIVER=firecracker --env WRENN_IMAGE_CACHE=/scratch/images --env RUST_BACKTRACE=1)
 for name in TEST_ARGS PYTEST_ARGS WRENN_LOG WRENN_CHAOS_SECONDS WRENN_CHAOS_SEED; do
   [ -z "${!name:-}" ] || variables+=(--env "$name=${!name}")
 done

@@ -150,6 +150,14 @@ impl FileKey {
 }
 
 impl MachineRecord {
+    /// Refuses a record of another driver's machine.
+    pub(crate) fn expect_driver(&self, wanted: &'static str) -> Result<(), VmmError> {
+        if self.driver == wanted {
+            return Ok(());
+        }
+        Err(VmmError::ForeignRecord { found: self.driver.clone(), wanted })
+    }
+
     /// The record of the machine when its directory `from` has become `to`.
     #[must_use]
     pub fn moved(mut self, from: &Path, to: &Path) -> Self {

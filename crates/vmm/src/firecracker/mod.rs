@@ -155,13 +155,6 @@ fn parse_version(line: &str) -> Option<Version> {
     Some(Version(next()?, next()?, next()?))
 }
 
-fn own(record: &MachineRecord) -> Result<(), VmmError> {
-    if record.driver == DRIVER {
-        return Ok(());
-    }
-    Err(VmmError::ForeignRecord { found: record.driver.clone(), wanted: DRIVER })
-}
-
 #[async_trait]
 impl Vmm for Firecracker {
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Machine>, VmmError> {
@@ -180,13 +173,13 @@ impl Vmm for Firecracker {
     }
 
     async fn adopt(&self, record: MachineRecord) -> Result<Arc<dyn Machine>, VmmError> {
-        own(&record)?;
+        record.expect_driver(DRIVER)?;
         let remains = Remains::find(record)?;
         Ok(Arc::new(FirecrackerMachine::connect(self.clone(), remains).await?))
     }
 
     async fn discard(&self, record: &MachineRecord) -> Result<(), VmmError> {
-        own(record)?;
+        record.expect_driver(DRIVER)?;
         match Remains::find(record.clone()) {
             Ok(remains) => remains.process.kill().await?,
             Err(VmmError::Gone { .. }) => {}

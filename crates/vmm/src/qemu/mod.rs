@@ -122,13 +122,6 @@ fn parse_version(line: &str) -> Option<Version> {
     Some(Version(numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn own(record: &MachineRecord) -> Result<(), VmmError> {
-    if record.driver == DRIVER {
-        return Ok(());
-    }
-    Err(VmmError::ForeignRecord { found: record.driver.clone(), wanted: DRIVER })
-}
-
 #[async_trait]
 impl Vmm for Qemu {
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Machine>, VmmError> {
@@ -143,13 +136,13 @@ impl Vmm for Qemu {
     }
 
     async fn adopt(&self, record: MachineRecord) -> Result<Arc<dyn Machine>, VmmError> {
-        own(&record)?;
+        record.expect_driver(DRIVER)?;
         let remains = Remains::find(record)?;
         Ok(Arc::new(QemuMachine::connect(remains).await?))
     }
 
     async fn discard(&self, record: &MachineRecord) -> Result<(), VmmError> {
-        own(record)?;
+        record.expect_driver(DRIVER)?;
         match Remains::find(record.clone()) {
             Ok(remains) => remains.destroy().await,
             Err(VmmError::Gone { .. }) => remains::remove_traces(record).await,
