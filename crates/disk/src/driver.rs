@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
+
 use crate::chain::{self, BASE, Chain, Kind};
 use crate::files::{self, Made};
 use crate::walk::{self, Described};
-use crate::{DiskError, MIB, MOST_LAYERS, directory};
+use crate::{DiskError, MIB, MOST_LAYERS, RootDisks, directory};
 
 /// The layers of one driver.
-pub(crate) trait Layers {
+#[async_trait]
+pub(crate) trait Layers: std::fmt::Debug + Send + Sync {
     /// How they are named.
     const KIND: Kind;
     /// MiB of the largest disk.
@@ -27,6 +30,83 @@ pub(crate) trait Layers {
     fn check_base(path: &Path, bytes: u64) -> Result<(), DiskError> {
         let (_, _) = (path, bytes);
         Ok(())
+    }
+
+    /// Writes the layers of `chain` above the first `keep` to the new layer `to`, durably. Stops soon after `cancelled`
+    /// is set.
+    fn merge(
+        chain: &Chain,
+        keep: usize,
+        to: &Path,
+        cancelled: &AtomicBool,
+        made: &mut Made,
+    ) -> Result<(), DiskError>;
+
+    /// A second opinion on a merged layer, before those that it replaces are given up.
+    async fn check_merged(&self, layer: &Path) -> Result<(), DiskError>;
+}
+
+#[async_trait]
+impl<L: Layers> RootDisks for L {
+    async fn create(&self, dir: &Path, base: &Path, size_mb: u32) -> Result<Chain, DiskError> {
+        let (at, base) = (dir.to_path_buf(), base.to_path_buf());
+        let (chain, made) = blocking(dir, move |made| create_now::<L>(&at, &base, size_mb, made)).await?;
+        made.keep();
+        Ok(chain)
+    }
+
+    async fn push(&self, chain: &Chain, size_mb: Option<u32>) -> Result<Chain, DiskError> {
+        let below = chain.clone();
+        let (chain, made) = blocking(chain.dir(), move |made| push_now::<L>(&below, size_mb, made)).await?;
+        made.keep();
+        Ok(chain)
+    }
+
+    async fn link(&self, chain: &Chain, dir: &Path) -> Result<Chain, DiskError> {
+        let (from, to) = (chain.clone(), dir.to_path_buf());
+        let (chain, made) = blocking(dir, move |made| link_now(&from, &to, made)).await?;
+        made.keep();
+        Ok(chain)
+    }
+
+    async fn open(&self, dir: &Path, top: &str) -> Result<Chain, DiskError> {
+        let (at, top) = (dir.to_path_buf(), top.to_owned());
+        let open = move |_: &mut Made| {
+            let chain = walk::walk(&directory(&at)?, &top, L::describe)?;
+            L::check_base(&chain.base, base_bytes(&chain)?)?;
+            Ok(chain)
+        };
+        let (chain, _) = blocking(dir, open).await?;
+        Ok(chain)
+    }
+
+    async fn flatten(&self, chain: &Chain, keep: usize) -> Result<Chain, DiskError> {
+        if chain.layers.len() < keep.saturating_add(2) {
+            return Ok(chain.clone());
+        }
+        let gone = CancelOnDrop::default();
+        let (old, cancelled) = (chain.clone(), Arc::clone(&gone.0));
+        let path = chain.dir().join(chain::new_layer_name(L::KIND));
+        let to = path.clone();
+        let work = move |made: &mut Made| L::merge(&old, keep, &to, &cancelled, made);
+        let ((), made) = blocking(chain.dir(), work).await?;
+        let layers = chain.layers[..keep].iter().cloned().chain([path]).collect();
+        let flat = Chain { layers, ..chain.clone() };
+        self.check_merged(flat.top()).await?;
+        let dir = flat.dir().to_path_buf();
+        blocking(flat.dir(), move |_| files::sync_directory(&dir)).await?;
+        made.keep();
+        Ok(flat)
+    }
+
+    async fn sync(&self, chain: &Chain) -> Result<(), DiskError> {
+        let synced = chain.clone();
+        blocking(chain.dir(), move |_| sync_now(&synced)).await.map(drop)
+    }
+
+    async fn remove_unlisted(&self, dir: &Path, keep: &Chain) -> Result<(), DiskError> {
+        let (at, keep) = (dir.to_path_buf(), keep.clone());
+        blocking(dir, move |_| remove_unlisted_now(&at, &keep)).await.map(drop)
     }
 }
 
@@ -50,83 +130,6 @@ async fn blocking<T: Send + 'static>(
         Ok((work(&mut made)?, made))
     });
     task.await.map_err(|error| DiskError::io("work on", path, std::io::Error::other(error)))?
-}
-
-/// [`RootDisks::create`](crate::RootDisks::create).
-pub(crate) async fn create<L: Layers>(dir: &Path, base: &Path, size_mb: u32) -> Result<Chain, DiskError> {
-    let (at, base) = (dir.to_path_buf(), base.to_path_buf());
-    let (chain, made) = blocking(dir, move |made| create_now::<L>(&at, &base, size_mb, made)).await?;
-    made.keep();
-    Ok(chain)
-}
-
-/// [`RootDisks::push`](crate::RootDisks::push).
-pub(crate) async fn push<L: Layers>(chain: &Chain, size_mb: Option<u32>) -> Result<Chain, DiskError> {
-    let below = chain.clone();
-    let (chain, made) = blocking(chain.dir(), move |made| push_now::<L>(&below, size_mb, made)).await?;
-    made.keep();
-    Ok(chain)
-}
-
-/// [`RootDisks::link`](crate::RootDisks::link).
-pub(crate) async fn link(chain: &Chain, dir: &Path) -> Result<Chain, DiskError> {
-    let (from, to) = (chain.clone(), dir.to_path_buf());
-    let (chain, made) = blocking(dir, move |made| link_now(&from, &to, made)).await?;
-    made.keep();
-    Ok(chain)
-}
-
-/// [`RootDisks::open`](crate::RootDisks::open).
-pub(crate) async fn open<L: Layers>(dir: &Path, top: &str) -> Result<Chain, DiskError> {
-    let (at, top) = (dir.to_path_buf(), top.to_owned());
-    let open = move |_: &mut Made| {
-        let chain = walk::walk(&directory(&at)?, &top, L::describe)?;
-        L::check_base(&chain.base, base_bytes(&chain)?)?;
-        Ok(chain)
-    };
-    let (chain, _) = blocking(dir, open).await?;
-    Ok(chain)
-}
-
-/// Has `merge` write what the layers of `chain` above the first `keep` say to the new file that it is given, durably,
-/// and stop soon after the flag is set. The chain with that file in their place is not kept until [`settle`]; nothing
-/// comes back where there is nothing to merge.
-pub(crate) async fn flatten<L: Layers>(
-    chain: &Chain,
-    keep: usize,
-    merge: impl FnOnce(&Chain, usize, &Path, &AtomicBool, &mut Made) -> Result<(), DiskError> + Send + 'static,
-) -> Result<Option<(Chain, Made)>, DiskError> {
-    if chain.layers.len() < keep.saturating_add(2) {
-        return Ok(None);
-    }
-    let gone = CancelOnDrop::default();
-    let (old, cancelled) = (chain.clone(), Arc::clone(&gone.0));
-    let path = chain.dir().join(chain::new_layer_name(L::KIND));
-    let to = path.clone();
-    let work = move |made: &mut Made| merge(&old, keep, &to, &cancelled, made);
-    let ((), made) = blocking(chain.dir(), work).await?;
-    let layers = chain.layers[..keep].iter().cloned().chain([path]).collect();
-    Ok(Some((Chain { layers, ..chain.clone() }, made)))
-}
-
-/// Makes the name of a merged layer durable and keeps it.
-pub(crate) async fn settle(chain: Chain, made: Made) -> Result<Chain, DiskError> {
-    let dir = chain.dir().to_path_buf();
-    blocking(chain.dir(), move |_| files::sync_directory(&dir)).await?;
-    made.keep();
-    Ok(chain)
-}
-
-/// [`RootDisks::sync`](crate::RootDisks::sync).
-pub(crate) async fn sync(chain: &Chain) -> Result<(), DiskError> {
-    let synced = chain.clone();
-    blocking(chain.dir(), move |_| sync_now(&synced)).await.map(drop)
-}
-
-/// [`RootDisks::remove_unlisted`](crate::RootDisks::remove_unlisted).
-pub(crate) async fn remove_unlisted(dir: &Path, keep: &Chain) -> Result<(), DiskError> {
-    let (at, keep) = (dir.to_path_buf(), keep.clone());
-    blocking(dir, move |_| remove_unlisted_now(&at, &keep)).await.map(drop)
 }
 
 fn create_now<L: Layers>(dir: &Path, base: &Path, size_mb: u32, made: &mut Made) -> Result<Chain, DiskError> {

@@ -23,8 +23,7 @@ struct Source {
     new: u64,
 }
 
-/// Writes the layers of `chain` above the first `keep` to the new layer `to`, durably. Stops soon after `cancelled` is
-/// set.
+/// [`Layers::merge`](crate::driver::Layers::merge).
 pub(super) fn merge(
     chain: &Chain,
     keep: usize,

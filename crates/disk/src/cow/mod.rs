@@ -20,6 +20,7 @@ mod room;
 mod store;
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 
@@ -31,10 +32,10 @@ pub(crate) use room::{give_back, open_to_write};
 pub(crate) use store::{CHUNK, CHUNK_SECTORS};
 
 use crate::chain::{Chain, Kind};
-use crate::driver::{self, Layers};
+use crate::driver::Layers;
 use crate::files::Made;
 use crate::walk::Described;
-use crate::{DiskError, MIB, RootDisks};
+use crate::{DiskError, MIB};
 
 /// The driver; it holds nothing.
 ///
@@ -42,6 +43,7 @@ use crate::{DiskError, MIB, RootDisks};
 #[derive(Debug, Clone, Default)]
 pub struct CowDisks;
 
+#[async_trait]
 impl Layers for CowDisks {
     const KIND: Kind = Kind::Cow;
     const MOST_MB: u64 = MOST_BYTES / MIB;
@@ -62,38 +64,19 @@ impl Layers for CowDisks {
             false => Err(DiskError::OddBase { path: path.to_path_buf(), bytes }),
         }
     }
-}
 
-#[async_trait]
-impl RootDisks for CowDisks {
-    async fn create(&self, dir: &Path, base: &Path, size_mb: u32) -> Result<Chain, DiskError> {
-        driver::create::<Self>(dir, base, size_mb).await
+    fn merge(
+        chain: &Chain,
+        keep: usize,
+        to: &Path,
+        cancelled: &AtomicBool,
+        made: &mut Made,
+    ) -> Result<(), DiskError> {
+        merge::merge(chain, keep, to, cancelled, made)
     }
 
-    async fn push(&self, chain: &Chain, size_mb: Option<u32>) -> Result<Chain, DiskError> {
-        driver::push::<Self>(chain, size_mb).await
-    }
-
-    async fn link(&self, chain: &Chain, dir: &Path) -> Result<Chain, DiskError> {
-        driver::link(chain, dir).await
-    }
-
-    async fn open(&self, dir: &Path, top: &str) -> Result<Chain, DiskError> {
-        driver::open::<Self>(dir, top).await
-    }
-
-    async fn flatten(&self, chain: &Chain, keep: usize) -> Result<Chain, DiskError> {
-        match driver::flatten::<Self>(chain, keep, merge::merge).await? {
-            Some((flat, made)) => driver::settle(flat, made).await,
-            None => Ok(chain.clone()),
-        }
-    }
-
-    async fn sync(&self, chain: &Chain) -> Result<(), DiskError> {
-        driver::sync(chain).await
-    }
-
-    async fn remove_unlisted(&self, dir: &Path, keep: &Chain) -> Result<(), DiskError> {
-        driver::remove_unlisted(dir, keep).await
+    async fn check_merged(&self, _layer: &Path) -> Result<(), DiskError> {
+        // The merge has read it again already.
+        Ok(())
     }
 }

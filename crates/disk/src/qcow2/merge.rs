@@ -25,8 +25,7 @@ struct Merge<'a> {
     cancelled: &'a AtomicBool,
 }
 
-/// Writes the layers of `chain` above the first `keep` to the new layer `to`, durably. Stops soon after `cancelled` is
-/// set.
+/// [`Layers::merge`](crate::driver::Layers::merge).
 pub(super) fn merge(
     chain: &Chain,
     keep: usize,

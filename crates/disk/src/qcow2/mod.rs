@@ -12,15 +12,16 @@ mod writer;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 use tokio::process::Command;
 
+use crate::DiskError;
 use crate::chain::{Chain, Kind};
-use crate::driver::{self, Layers};
+use crate::driver::Layers;
 use crate::files::Made;
 use crate::walk::Described;
-use crate::{DiskError, RootDisks};
 
 /// The driver; it holds nothing but the name of the tool.
 #[derive(Debug, Clone)]
@@ -74,13 +75,9 @@ impl Qcow2Disks {
         let message = String::from_utf8_lossy(&said).trim().to_owned();
         Err(DiskError::Tool { action, path: path.to_path_buf(), message })
     }
-
-    async fn check(&self, layer: &Path) -> Result<(), DiskError> {
-        let args = ["check", "-q", "-f", "qcow2"].map(OsStr::new);
-        self.run("find sound", layer, args.into_iter().chain([layer.as_os_str()])).await.map(drop)
-    }
 }
 
+#[async_trait]
 impl Layers for Qcow2Disks {
     const KIND: Kind = Kind::Qcow2;
     const MOST_MB: u64 = format::MOST_MB;
@@ -92,39 +89,19 @@ impl Layers for Qcow2Disks {
     fn describe(path: &Path) -> Result<Described, DiskError> {
         reader::describe(path)
     }
-}
 
-#[async_trait]
-impl RootDisks for Qcow2Disks {
-    async fn create(&self, dir: &Path, base: &Path, size_mb: u32) -> Result<Chain, DiskError> {
-        driver::create::<Self>(dir, base, size_mb).await
+    fn merge(
+        chain: &Chain,
+        keep: usize,
+        to: &Path,
+        cancelled: &AtomicBool,
+        made: &mut Made,
+    ) -> Result<(), DiskError> {
+        merge::merge(chain, keep, to, cancelled, made)
     }
 
-    async fn push(&self, chain: &Chain, size_mb: Option<u32>) -> Result<Chain, DiskError> {
-        driver::push::<Self>(chain, size_mb).await
-    }
-
-    async fn link(&self, chain: &Chain, dir: &Path) -> Result<Chain, DiskError> {
-        driver::link(chain, dir).await
-    }
-
-    async fn open(&self, dir: &Path, top: &str) -> Result<Chain, DiskError> {
-        driver::open::<Self>(dir, top).await
-    }
-
-    async fn flatten(&self, chain: &Chain, keep: usize) -> Result<Chain, DiskError> {
-        let Some((flat, made)) = driver::flatten::<Self>(chain, keep, merge::merge).await? else {
-            return Ok(chain.clone());
-        };
-        self.check(flat.top()).await?;
-        driver::settle(flat, made).await
-    }
-
-    async fn sync(&self, chain: &Chain) -> Result<(), DiskError> {
-        driver::sync(chain).await
-    }
-
-    async fn remove_unlisted(&self, dir: &Path, keep: &Chain) -> Result<(), DiskError> {
-        driver::remove_unlisted(dir, keep).await
+    async fn check_merged(&self, layer: &Path) -> Result<(), DiskError> {
+        let args = ["check", "-q", "-f", "qcow2"].map(OsStr::new);
+        self.run("find sound", layer, args.into_iter().chain([layer.as_os_str()])).await.map(drop)
     }
 }
