@@ -47,6 +47,10 @@ impl BlockDevices for Mapper {
         Ok(self.0.unstage(owner, layer).await?)
     }
 
+    async fn settle(&self, owner: &str) -> Result<(), BlockError> {
+        Ok(self.0.settle(owner).await?)
+    }
+
     async fn top(&self, owner: &str) -> Result<String, BlockError> {
         Ok(self.0.top(owner).await?)
     }

@@ -59,6 +59,12 @@ pub trait BlockDevices: std::fmt::Debug + Send + Sync {
 
     /// File name of the layer that takes the writes.
     ///
+    /// Forgets whatever an agent that is dead has left staged.
+    ///
+    /// # Errors
+    /// As [`unstage`](Self::unstage).
+    async fn settle(&self, owner: &str) -> Result<(), BlockError>;
+
     /// # Errors
     /// Where the owner has no device.
     async fn top(&self, owner: &str) -> Result<String, BlockError>;

@@ -94,7 +94,7 @@ impl Host {
         entries(Path::new("/sys/block")).into_iter().filter(is_own).collect()
     }
 
-    /// Every block device of this data directory belongs to one of these machines. The kernel may take a while to let go of
+    /// Every block device of this data directory serves one of these machines. The kernel may take a while to let go of
     /// a loop device whose last user has gone.
     pub(crate) async fn check_devices(&self, machines: &[String]) {
         let mut strays = Vec::new();
@@ -133,12 +133,11 @@ impl Drop for Host {
     }
 }
 
-/// Whether a block device is, or is used by, one of a machine.
+/// Whether a block device is the disk of a machine, or what that leads to.
 fn serves(block: &Path, machines: &[String]) -> bool {
-    match std::fs::read_to_string(block.join("dm/name")) {
-        Ok(name) => machines.iter().any(|id| name.contains(&**id)),
-        Err(_) => entries(&block.join("holders")).iter().any(|holder| serves(holder, machines)),
-    }
+    let name = std::fs::read_to_string(block.join("dm/name")).unwrap_or_default();
+    let is_disk = machines.iter().any(|id| name.trim_end().ends_with(&**id));
+    is_disk || entries(&block.join("holders")).iter().any(|holder| serves(holder, machines))
 }
 
 /// The driver that the tests are to be run with.

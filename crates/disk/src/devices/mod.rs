@@ -209,6 +209,15 @@ impl Devices {
         self.run(owner, move |inner, owner| stack::unstage(inner, owner, &layer)).await
     }
 
+    /// Removes what the device of `owner` does not lead to: what somebody has staged and was stopped before he pushed it
+    /// or took it back.
+    ///
+    /// # Errors
+    /// [`DiskError::Device`] where the kernel refuses.
+    pub async fn settle(&self, owner: &str) -> Result<(), DiskError> {
+        self.run(owner, stack::settle).await
+    }
+
     /// File name of the layer that takes the writes, by the kernel's tables alone.
     ///
     /// # Errors

@@ -225,6 +225,20 @@ pub(super) fn unstage(inner: &Arc<Inner>, owner: &str, layer: &Path) -> Result<(
     inner.remove_all(devices.into_iter().filter(of_layer).collect())
 }
 
+/// [`Devices::settle`](super::Devices::settle).
+pub(super) fn settle(inner: &Arc<Inner>, owner: &str) -> Result<(), DiskError> {
+    let mut rest = inner.devices(Some(owner))?;
+    rest.retain(|device| device.role != Role::Top);
+    loop {
+        let before = rest.len();
+        // What the top leads to is open, and with it all that is below.
+        rest = inner.remove_unused(rest)?;
+        if rest.len() == before {
+            return Ok(());
+        }
+    }
+}
+
 /// [`Devices::detach`](super::Devices::detach).
 pub(super) fn detach(inner: &Arc<Inner>, owner: &str) -> Result<(), DiskError> {
     let devices = inner.devices(Some(owner))?;
@@ -246,14 +260,7 @@ impl Inner {
         let start = Instant::now();
         while !devices.is_empty() {
             let before = devices.len();
-            let mut left = Vec::new();
-            for device in devices {
-                match self.control.remove(&device.name) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => left.push(device),
-                    result => gone(&device.name, result)?,
-                }
-            }
-            devices = left;
+            devices = self.remove_unused(devices)?;
             if devices.len() == before {
                 if start.elapsed() >= PATIENCE {
                     return Err(busy(&devices[0].name, PATIENCE));
@@ -262,6 +269,18 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Removes those of the devices that nobody has open; the others come back.
+    fn remove_unused(&self, devices: Vec<Device>) -> Result<Vec<Device>, DiskError> {
+        let mut left = Vec::new();
+        for device in devices {
+            match self.control.remove(&device.name) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => left.push(device),
+                result => gone(&device.name, result)?,
+            }
+        }
+        Ok(left)
     }
 
     /// Removes a device; one that is open is waited for.

@@ -186,6 +186,37 @@ async fn a_staged_layer_goes_with_the_rest() {
     bench.assert_nothing_left().await;
 }
 
+#[tokio::test]
+#[ignore = "needs device-mapper: run in the lab"]
+async fn a_new_agent_removes_what_the_one_before_has_staged_and_nothing_else() {
+    let bench = Bench::new();
+    let one = bench.disk("a", 8).await;
+    let guest = bench.attach("x", &one).await;
+    let two = bench.lab.disks.push(&one, Some(9)).await.unwrap();
+    bench.devices.stage("x", two.top()).await.unwrap();
+    bench.devices.push("x", two.top()).await.unwrap();
+    let alone = bench.names();
+    let three = bench.lab.disks.push(&two, Some(10)).await.unwrap();
+    let four = bench.lab.disks.push(&two, None).await.unwrap();
+    bench.devices.stage("x", three.top()).await.unwrap();
+    bench.devices.stage("x", four.top()).await.unwrap();
+    let again = Devices::open(&bench.prefix).unwrap();
+    again.settle("x").await.unwrap();
+    assert_eq!(bench.names(), alone);
+    again.settle("x").await.unwrap();
+    again.settle("nobody").await.unwrap();
+    assert_eq!(bench.names(), alone);
+    guest.fill(0, 4096, 3);
+    again.stage("x", three.top()).await.unwrap();
+    again.push("x", three.top()).await.unwrap();
+    guest.fill(4096, 4096, 4);
+    again.flush("x").await.unwrap();
+    drop(guest);
+    again.detach("x").await.unwrap();
+    assert_eq!(Cow::content(&three)[..8192], [[3; 4096], [4; 4096]].concat());
+    bench.assert_nothing_left().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs device-mapper: run in the lab"]
 async fn a_new_agent_finds_the_top_and_wakes_what_a_crash_left_suspended() {

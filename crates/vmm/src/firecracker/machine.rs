@@ -135,6 +135,9 @@ impl FirecrackerMachine {
         machine.room.start();
         Ok(machine)
     }
+        if let Err(error) = machine.driver.devices.settle(machine.owner()).await {
+            tracing::warn!(id = machine.owner(), %error, "a disk layer that was staged stays until the machine ends");
+        }
 
     fn owner(&self) -> &str {
         &self.remains.record.id
