@@ -66,7 +66,7 @@ impl BlockDevices for Mapper {
     async fn keep_room(&self, owner: &str, dir: &Path) -> Result<Room, BlockError> {
         let used = self.0.used(owner).await?;
         if !used.valid {
-            return Err(DiskError::StoreLost { layer: used.layer }.into());
+            return Ok(Room::Lost);
         }
         let layer = dir.join(&used.layer);
         let room = crate::blocking(move || {

@@ -27,6 +27,8 @@ pub enum Room {
     Enough,
     /// Not enough: the guest has to stand still before it writes more.
     Full,
+    /// The kernel could not write what the guest wrote, and keeps nothing that it has written since the layer below.
+    Lost,
 }
 
 /// Makes block devices, one for each owner: the id of a machine. All state is the kernel's, so that an agent finds what the
@@ -57,14 +59,14 @@ pub trait BlockDevices: std::fmt::Debug + Send + Sync {
     /// Where the kernel refuses.
     async fn unstage(&self, owner: &str, layer: &Path) -> Result<(), BlockError>;
 
-    /// File name of the layer that takes the writes.
-    ///
     /// Forgets whatever an agent that is dead has left staged.
     ///
     /// # Errors
     /// As [`unstage`](Self::unstage).
     async fn settle(&self, owner: &str) -> Result<(), BlockError>;
 
+    /// File name of the layer that takes the writes.
+    ///
     /// # Errors
     /// Where the owner has no device.
     async fn top(&self, owner: &str) -> Result<String, BlockError>;
@@ -84,7 +86,7 @@ pub trait BlockDevices: std::fmt::Debug + Send + Sync {
     /// Takes room on the host ahead of what the guest writes, where it is scarce. `dir` has the disk's files.
     ///
     /// # Errors
-    /// Where the owner has no device, or what it wrote is lost.
+    /// Where the owner has no device, or its files cannot be read.
     async fn keep_room(&self, owner: &str, dir: &Path) -> Result<Room, BlockError>;
 
     /// Removes the owner's device; one that is gone already is fine. Its VMM must have ended.

@@ -192,6 +192,8 @@ pub enum ExitReason {
     Unobserved,
     /// The process that served its memory ended, and it was ended too.
     MemoryLost,
+    /// The host could not write what the guest had written to its disk, and it was ended.
+    DiskLost,
 }
 
 impl fmt::Display for ExitReason {
@@ -202,6 +204,9 @@ impl fmt::Display for ExitReason {
             Self::Signalled { signal } => write!(f, "ended by signal {signal}"),
             Self::Unobserved => f.write_str("ended unobserved"),
             Self::MemoryLost => f.write_str("ended because nobody served its memory any more"),
+            Self::DiskLost => f.write_str(
+                "ended because the host could not write to its disk, which is lost with that: keep room on the host's disk",
+            ),
         }
     }
 }

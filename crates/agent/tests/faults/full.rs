@@ -1,5 +1,6 @@
 //! A host's disk that is full: what cannot be written is refused by that name, and what runs goes on.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -168,5 +169,30 @@ async fn a_guest_that_writes_more_than_the_host_has_waits_for_room_and_loses_not
     // It comes to be told that all is well again.
     watch.wait_for(|state| state.reason.is_empty()).await.unwrap();
     audit(&host, &manager).await;
+    destroy_all(host, &manager).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs KVM and Firecracker: run in the lab"]
+async fn a_capsule_whose_disk_was_lost_is_ended_and_says_so_and_the_next_one_runs() {
+    let volume = Volume::new(VOLUME_MB);
+    let host = host_on(&volume);
+    let manager = host.manager().await;
+    let capsule = boot(&manager, 0).await;
+    volume.fill(0);
+    // The guest would be stopped before it has written as much.
+    let device = host.dir.path().join(format!("capsules/{}/run/dev/disk", capsule.id()));
+    let written = tokio::task::spawn_blocking(move || {
+        let mut device = std::fs::File::options().write(true).open(device).unwrap();
+        device.write_all(&vec![1; 128 << 20]).and_then(|()| device.sync_all())
+    });
+    let failure = written.await.unwrap().unwrap_err();
+    assert_eq!(failure.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{failure}");
+    capsule.stopped().await;
+    let reason = capsule.state().reason;
+    assert!(reason.contains("could not write to its disk"), "{reason}");
+    volume.free();
+    audit(&host, &manager).await;
+    check_guest(&boot(&manager, 0).await).await;
     destroy_all(host, &manager).await;
 }

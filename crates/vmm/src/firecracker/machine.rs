@@ -4,7 +4,6 @@ use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::sync::watch;
 use wrenn_image::Image;
 
 use super::api::{Api, ApiError};
+use super::ending::Ending;
 use super::launch::{INCOMPLETE, LaunchFacts, OWN, PAGER_RECORD, PAGER_STDERR, SOCKET, View};
 use super::memory::{MemoryFile, open_given};
 use super::room::RoomKeeper;
@@ -69,7 +69,7 @@ pub(super) struct FirecrackerMachine {
     /// What [`Machine::load_memory`] brought, until [`Machine::load_devices`] uses it.
     image: Mutex<Option<Arc<Image>>>,
     pager: watch::Sender<Option<Arc<Pager>>>,
-    memory_lost: Arc<AtomicBool>,
+    ending: Arc<Ending>,
     room: RoomKeeper,
 }
 
@@ -79,10 +79,11 @@ impl FirecrackerMachine {
         (remains, api, view, version): (Remains, Api, View, String),
         facts: LaunchFacts,
     ) -> Self {
-        let api = Arc::new(api);
+        let (api, remains) = (Arc::new(api), Arc::new(remains));
+        let ending = Arc::new(Ending::new(&remains));
         Self {
-            room: RoomKeeper::new(&api, &driver.devices, &remains.record.id),
-            remains: Arc::new(remains),
+            room: RoomKeeper::new(&api, &driver.devices, &ending, &remains.record.id),
+            remains,
             driver,
             api,
             ids: (facts.uid, facts.gid),
@@ -92,7 +93,7 @@ impl FirecrackerMachine {
             base: view.base,
             image: Mutex::default(),
             pager: watch::Sender::new(None),
-            memory_lost: Arc::default(),
+            ending,
         }
     }
 
@@ -115,9 +116,11 @@ impl FirecrackerMachine {
             Ok(bytes) => find_pager(&bytes, &run)?,
             Err(_none) => None,
         };
+        let remains = Arc::new(remains);
+        let ending = Arc::new(Ending::new(&remains));
         let machine = Self {
-            room: RoomKeeper::new(&api, &driver.devices, &remains.record.id),
-            remains: Arc::new(remains),
+            room: RoomKeeper::new(&api, &driver.devices, &ending, &remains.record.id),
+            remains,
             driver,
             api,
             ids: (meta.uid(), meta.gid()),
@@ -127,17 +130,17 @@ impl FirecrackerMachine {
             base: None,
             image: Mutex::default(),
             pager: watch::Sender::new(None),
-            memory_lost: Arc::default(),
+            ending,
         };
         if let Some(pager) = pager {
             machine.supervise(Arc::new(pager));
         }
-        machine.room.start();
-        Ok(machine)
-    }
         if let Err(error) = machine.driver.devices.settle(machine.owner()).await {
             tracing::warn!(id = machine.owner(), %error, "a disk layer that was staged stays until the machine ends");
         }
+        machine.room.start();
+        Ok(machine)
+    }
 
     fn owner(&self) -> &str {
         &self.remains.record.id
@@ -243,13 +246,11 @@ impl FirecrackerMachine {
     /// Ends the machine when its pager has ended: it stands still for good then.
     fn supervise(&self, pager: Arc<Pager>) {
         self.pager.send_replace(Some(Arc::clone(&pager)));
-        let (remains, lost) = (Arc::clone(&self.remains), Arc::clone(&self.memory_lost));
+        let ending = Arc::clone(&self.ending);
         tokio::spawn(async move {
             pager.exited().await;
-            if tokio::time::timeout(SAME_END, remains.process.exited()).await.is_err() {
-                tracing::error!(id = remains.record.id, "nobody serves a machine's memory any more");
-                lost.store(true, Ordering::SeqCst);
-                remains.process.signal_kill();
+            if tokio::time::timeout(SAME_END, ending.exited()).await.is_err() {
+                ending.end(ExitReason::MemoryLost);
             }
         });
     }
@@ -341,8 +342,7 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn exited(&self) -> ExitReason {
-        let reason = self.remains.process.exited().await;
-        if self.memory_lost.load(Ordering::SeqCst) { ExitReason::MemoryLost } else { reason }
+        self.ending.exited().await
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

@@ -12,6 +12,7 @@
 //! The metadata service (MMDS, version 2, at 169.254.169.254 in the guest) answers what [`Machine::set_metadata`] says.
 
 mod api;
+mod ending;
 mod launch;
 mod machine;
 mod memory;

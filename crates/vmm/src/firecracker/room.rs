@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::api::Api;
+use super::ending::Ending;
 use super::types::Vm;
+use crate::ExitReason;
 use crate::blocks::{BlockDevices, Room};
 
 /// Pause between two looks where there is plenty, and where there is not.
@@ -25,6 +27,7 @@ pub(super) struct RoomKeeper {
 struct Inner {
     api: Arc<Api>,
     devices: Arc<dyn BlockDevices>,
+    ending: Arc<Ending>,
     owner: String,
     full: AtomicBool,
     /// The guest stands still and is being saved. Locked for as long as a look takes: taking room changes a file, and one
@@ -33,10 +36,16 @@ struct Inner {
 }
 
 impl RoomKeeper {
-    pub(super) fn new(api: &Arc<Api>, devices: &Arc<dyn BlockDevices>, owner: &str) -> Self {
+    pub(super) fn new(
+        api: &Arc<Api>,
+        devices: &Arc<dyn BlockDevices>,
+        ending: &Arc<Ending>,
+        owner: &str,
+    ) -> Self {
         let inner = Inner {
             api: Arc::clone(api),
             devices: Arc::clone(devices),
+            ending: Arc::clone(ending),
             owner: owner.to_owned(),
             full: AtomicBool::new(false),
             resting: tokio::sync::Mutex::default(),
@@ -109,6 +118,10 @@ impl Inner {
                     tracing::warn!(id = self.owner, %error, "a guest was not stopped before a full disk");
                 }
                 OFTEN
+            }
+            Ok(Room::Lost) => {
+                self.ending.end(ExitReason::DiskLost);
+                RARELY
             }
             Err(error) => {
                 tracing::warn!(id = self.owner, %error, "the room of a disk is not known");
