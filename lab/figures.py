@@ -1,4 +1,4 @@
-"""What a pause and a resume take with one way of restoring memory: run once for each, inside the lab.
+"""What a create, a pause and a resume take with one way of restoring memory: run once for each, inside the lab.
 
 Prints medians in milliseconds. The times are those of an emulated CPU; what counts is how the two ways compare.
 """
@@ -20,7 +20,12 @@ def timed(call) -> float:
     return (time.monotonic() - begun) * 1000
 
 
-def measure(way: str, written: int, memory: int):
+def report(title: str, taken: dict[str, list[float]]):
+    cells = "  ".join(f"{name} {statistics.median(times):6.0f}" for name, times in taken.items())
+    print(f"{sys.argv[1]:7} {title:17}  {cells}", flush=True)
+
+
+def measure(written: int, memory: int):
     capsule = Capsule(vcpus=1, memory_mb=memory)
     capsule.wait_ready(timeout=180)
     capsule.commands.run(f"head -c {written}M /dev/urandom >/dev/shm/blob", timeout=300)
@@ -35,9 +40,22 @@ def measure(way: str, written: int, memory: int):
         for name, call in steps.items():
             taken.setdefault(name, []).append(timed(call))
     capsule.destroy()
-    cells = "  ".join(f"{name} {statistics.median(times):6.0f}" for name, times in taken.items())
-    print(f"{way:7} {written:4} of {memory:5} MiB   {cells}", flush=True)
+    report(f"{written} of {memory} MiB", taken)
+
+
+def measure_creates():
+    """Of the default shape, whose template was booted long ago: a restore of one that has no layers."""
+    taken: dict[str, list[float]] = {"create": [], "first command": []}
+    for _ in range(ROUNDS):
+        begun = time.monotonic()
+        capsule = Capsule()
+        capsule.wait_ready(timeout=180)
+        taken["create"].append((time.monotonic() - begun) * 1000)
+        taken["first command"].append(timed(lambda: capsule.commands.run("true", timeout=120)))
+        capsule.destroy()
+    report("warm template", taken)
 
 
 for written, memory in CASES:
-    measure(sys.argv[1], written, memory)
+    measure(written, memory)
+measure_creates()
