@@ -285,7 +285,7 @@ mod tests {
             accelerator: AcceleratorChoice::Auto,
             driver: crate::drivers::DriverChoice::Auto,
             firecracker: None,
-            restore: wrenn_vmm::firecracker::Restore::Paged,
+            restore: wrenn_vmm::firecracker::Restore::Auto,
             pager: wrenn_vmm::pager::PagerProgram {
                 program: PathBuf::new(),
                 args: Vec::new(),

@@ -175,7 +175,7 @@ async fn open_firecracker(config: &AgentConfig, installation: &str) -> anyhow::R
         anyhow::bail!("it needs KVM, and WRENN_ACCEL asks for software emulation");
     }
     let accelerator = Accelerator::detect(AcceleratorChoice::Kvm)?;
-    if config.restore == Restore::Paged {
+    if config.restore != Restore::Mapped {
         firecracker::check_paging()?;
     }
     let devices = Devices::open(&format!("wrenn-{}", short(installation)))

@@ -16,6 +16,7 @@ use wrenn_agent::drivers::DriverChoice;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::{CapsuleSpec, Phase, Record};
 use wrenn_agent::recovery::{self, Recovered};
+use wrenn_image::Image;
 use wrenn_vmm::firecracker::Restore;
 
 async fn agent(config: AgentConfig) -> Manager {
@@ -144,11 +145,45 @@ async fn a_mapped_memory_comes_back_as_often_as_a_paged_one() {
 }
 
 /// The pager of a running capsule, by the record that its driver keeps.
-fn pager_of(host: &Host, capsule: &Capsule) -> u32 {
+fn pager_of(host: &Host, capsule: &Capsule) -> Option<u32> {
     let dir = host.config().capsules_dir().join(capsule.id().to_string());
-    let text = std::fs::read(dir.join("run/pager.json")).unwrap();
+    let text = std::fs::read(dir.join("run/pager.json")).ok()?;
     let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    u32::try_from(record["pid"].as_u64().unwrap()).unwrap()
+    Some(u32::try_from(record["pid"].as_u64().unwrap()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs KVM and Firecracker: run in the lab"]
+async fn a_memory_in_one_file_is_mapped_and_one_in_layers_is_paged() {
+    let host = Host::new();
+    let manager = agent(AgentConfig { restore: Restore::Auto, ..firecracker(&host) }).await;
+    let capsule = boot(&manager).await;
+    let check = |capsule: &Capsule, is_paged: bool| {
+        assert_eq!(pager_of(&host, capsule).is_some_and(is_alive), is_paged);
+    };
+    for is_paged in [false, true, true] {
+        shell(&capsule, "echo round >>/dev/shm/rounds").await;
+        capsule.pause().await.unwrap();
+        capsule.resume().await.unwrap();
+        check(&capsule, is_paged);
+    }
+    // So much is new that a paused one gets a base of its own.
+    let sum = shell(&capsule, "head -c 96M /dev/urandom >/dev/shm/blob && md5sum </dev/shm/blob").await;
+    capsule.pause().await.unwrap();
+    let dir = host.config().capsules_dir().join(capsule.id().to_string());
+    while Image::open(&dir.join(record(&host, &capsule).saved.unwrap().memory)).unwrap().layers() > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    capsule.resume().await.unwrap();
+    check(&capsule, false);
+    retire(manager).await;
+    let manager = agent(firecracker(&host)).await;
+    recovery::recover(&manager).await.unwrap();
+    let capsule = manager.get(capsule.id()).unwrap();
+    assert_eq!(shell(&capsule, "md5sum </dev/shm/blob").await, sum);
+    assert_eq!(shell(&capsule, "cat /dev/shm/rounds").await, "round\nround\nround");
+    capsule.destroy().await;
+    host.clean_up().await;
 }
 
 fn kill(pid: u32) {
@@ -160,16 +195,17 @@ fn kill(pid: u32) {
 #[ignore = "needs KVM and Firecracker: run in the lab"]
 async fn a_pager_outlives_the_agent_and_ends_with_its_machine_or_takes_it_along() {
     let host = Host::new();
-    let first = agent(firecracker(&host)).await;
+    let paged = || AgentConfig { restore: Restore::Paged, ..firecracker(&host) };
+    let first = agent(paged()).await;
     let (one, other) = (boot(&first).await, boot(&first).await);
     for capsule in [&one, &other] {
         shell(capsule, "head -c 4M /dev/urandom >/dev/shm/blob; md5sum </dev/shm/blob >/dev/shm/sum").await;
         capsule.pause().await.unwrap();
         capsule.resume().await.unwrap();
     }
-    let pagers = [pager_of(&host, &one), pager_of(&host, &other)];
+    let pagers = [pager_of(&host, &one).unwrap(), pager_of(&host, &other).unwrap()];
     retire(first).await;
-    let second = agent(firecracker(&host)).await;
+    let second = agent(paged()).await;
     recovery::recover(&second).await.unwrap();
     let (one, other) = (second.get(one.id()).unwrap(), second.get(other.id()).unwrap());
     let check = "md5sum </dev/shm/blob | cmp - /dev/shm/sum && echo same";

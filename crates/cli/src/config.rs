@@ -300,8 +300,8 @@ settings! {
     driver: Driver = Driver::Auto, "WRENN_DRIVER", "auto|firecracker|qemu";
     /// The Firecracker binary (the one of that name in PATH where absent).
     firecracker: Option<PathBuf> = None, "WRENN_FIRECRACKER", "FILE";
-    /// How Firecracker gets the memory of a snapshot: paged, as the guest touches it, or mapped from one file.
-    memory_restore: MemoryRestore = MemoryRestore::Paged, "WRENN_MEMORY_RESTORE", "paged|mapped";
+    /// How Firecracker gets the memory of a snapshot: paged, mapped from one file, or auto: mapped where it is one file.
+    memory_restore: MemoryRestore = MemoryRestore::Auto, "WRENN_MEMORY_RESTORE", "auto|paged|mapped";
     /// Mbit/s that each capsule may send, with Firecracker (any number where absent).
     egress_mbit: Option<u32> = None, "WRENN_EGRESS_MBIT", "MBIT";
     /// Whether capsules may reach private address ranges.

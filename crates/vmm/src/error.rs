@@ -58,12 +58,6 @@ pub enum VmmError {
         /// What opening it said.
         source: std::io::Error,
     },
-    /// A value that is none of the ways in which memory comes back.
-    #[error("a way to restore memory is one of paged and mapped, not {found:?}")]
-    UnknownRestore {
-        /// What was given.
-        found: String,
-    },
     /// The VMM would run as root.
     #[error(
         "a VMM must not run as root, not uid {uid} and gid {gid}: give each capsule ids of its own above 0"

@@ -302,7 +302,9 @@ choices! {
         Qemu = "qemu",
     }
     /// How Firecracker gets the memory of a snapshot.
-    MemoryRestore, "paged or mapped" {
+    MemoryRestore, "auto, paged or mapped" {
+        /// From the file where it lies in one, else page by page.
+        Auto = "auto",
         /// Page by page.
         Paged = "paged",
         /// From one file.

@@ -124,6 +124,7 @@ pub fn agent_config(settings: &Settings, args: Option<&AgentArgs>) -> anyhow::Re
         driver: driver_choice(settings.driver.value),
         firecracker: settings.firecracker.value.clone(),
         restore: match settings.memory_restore.value {
+            MemoryRestore::Auto => Restore::Auto,
             MemoryRestore::Paged => Restore::Paged,
             MemoryRestore::Mapped => Restore::Mapped,
         },

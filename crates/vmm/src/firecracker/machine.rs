@@ -22,7 +22,7 @@ use super::types::{
     Action, DRIVE, Drive, INTERFACE, InstanceInfo, MemoryBackend, PartialDrive, PartialNetworkInterface,
     RateLimiter, SnapshotCreate, SnapshotLoad, Vm,
 };
-use super::{Firecracker, Restore, nodes};
+use super::{Firecracker, nodes};
 use crate::confine::VIEW;
 use crate::launch::{MIB, STDERR, make, remove, remove_tree, tail};
 use crate::pager::{Job, Pager, PagerRecord};
@@ -283,9 +283,9 @@ impl FirecrackerMachine {
         let mut made = make(File::options().write(true).create_new(true), &file)?;
         let written = made.write_all(&state).and_then(|()| fchown(&made, Some(self.ids.0), Some(self.ids.1)));
         written.map_err(|source| VmmError::io("write", &file, source))?;
-        let (backend_type, backend_path) = match self.driver.restore {
-            Restore::Paged => ("Uffd", self.start_pager(&image, touched).await?),
-            Restore::Mapped => ("File", self.flat(image).await?),
+        let (backend_type, backend_path) = match self.driver.restore.maps(image.layers()) {
+            true => ("File", self.flat(image).await?),
+            false => ("Uffd", self.start_pager(&image, touched).await?),
         };
         let load = SnapshotLoad {
             snapshot_path: &seen(STATE),

@@ -24,7 +24,6 @@ mod types;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -59,21 +58,22 @@ impl fmt::Display for Version {
 /// How the memory of a snapshot comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Restore {
-    /// Page by page, as the guest touches it, from a process of its own. Takes no more memory than is touched.
+    /// Mapped where it lies in one file already, as that of a template that was booted ahead of time does; else paged.
     #[default]
+    Auto,
+    /// Page by page, as the guest touches it, from a process of its own. Takes no more memory than is touched.
     Paged,
     /// Mapped privately from one file. What lies in layers is first written into one.
     Mapped,
 }
 
-impl FromStr for Restore {
-    type Err = VmmError;
-
-    fn from_str(text: &str) -> Result<Self, VmmError> {
-        match text.trim().to_ascii_lowercase().as_str() {
-            "" | "paged" => Ok(Self::Paged),
-            "mapped" => Ok(Self::Mapped),
-            _ => Err(VmmError::UnknownRestore { found: text.to_owned() }),
+impl Restore {
+    /// Whether memory with that many layers over its base is mapped.
+    fn maps(self, layers: usize) -> bool {
+        match self {
+            Self::Auto => layers == 0,
+            Self::Paged => false,
+            Self::Mapped => true,
         }
     }
 }
@@ -200,12 +200,5 @@ mod tests {
         assert_eq!(parse_version("Firecracker v1.17.0-dev"), Some(Version(1, 17, 0)));
         assert_eq!(parse_version("QEMU emulator version 10.0.2"), None);
         assert!(Version(1, 9, 0) < OLDEST && Version(1, 14, 4) > OLDEST);
-    }
-
-    #[test]
-    fn a_way_of_restoring_is_read_from_text_and_a_wrong_one_named() {
-        assert_eq!("Mapped".parse::<Restore>().unwrap(), Restore::Mapped);
-        assert_eq!("".parse::<Restore>().unwrap(), Restore::Paged);
-        assert!("lazy".parse::<Restore>().unwrap_err().to_string().contains("\"lazy\""));
     }
 }

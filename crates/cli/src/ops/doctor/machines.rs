@@ -62,7 +62,7 @@ fn firecracker_lack(settings: &Settings) -> Option<(String, String)> {
         );
         return Some((error.to_string(), cure));
     }
-    if settings.memory_restore.value == MemoryRestore::Paged
+    if settings.memory_restore.value != MemoryRestore::Mapped
         && let Err(error) = firecracker::check_paging()
     {
         return Some(("its memory cannot be paged in".to_owned(), error.to_string()));
