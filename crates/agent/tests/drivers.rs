@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Host, is_alive, shell, spec};
+use common::{Host, is_alive, retire, shell, spec};
 use wrenn_agent::capsule::Capsule;
 use wrenn_agent::config::AgentConfig;
 use wrenn_agent::drivers::DriverChoice;
@@ -35,12 +35,6 @@ async fn boot(manager: &Manager) -> Capsule {
     let capsule = manager.create(spec(0));
     capsule.booted().await.unwrap();
     capsule
-}
-
-async fn retire(manager: Manager) {
-    manager.env().detach.cancel();
-    manager.env().tasks.close();
-    manager.env().tasks.wait().await;
 }
 
 fn template() -> PathBuf {
@@ -171,9 +165,12 @@ async fn a_memory_in_one_file_is_mapped_and_one_in_layers_is_paged() {
     let sum = shell(&capsule, "head -c 96M /dev/urandom >/dev/shm/blob && md5sum </dev/shm/blob").await;
     capsule.pause().await.unwrap();
     let dir = host.config().capsules_dir().join(capsule.id().to_string());
-    while Image::open(&dir.join(record(&host, &capsule).saved.unwrap().memory)).unwrap().layers() > 0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let rebased = async {
+        while Image::open(&dir.join(record(&host, &capsule).saved.unwrap().memory)).unwrap().layers() > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(300), rebased).await.unwrap();
     capsule.resume().await.unwrap();
     check(&capsule, false);
     retire(manager).await;

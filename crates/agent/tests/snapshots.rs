@@ -8,7 +8,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{Host, run, shell, spec};
+use common::{Host, retire, run, shell, spec};
 use wrenn_agent::capsule::Capsule;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::{CapsuleSpec, Phase};
@@ -93,9 +93,7 @@ async fn a_paused_capsule_outlives_its_agent_and_is_destroyed_to_the_last_file()
     let capsule = boot(&first).await;
     shell(&capsule, "echo kept >/dev/shm/word").await;
     capsule.pause().await.unwrap();
-    first.env().detach.cancel();
-    drop(first);
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    retire(first).await;
     let second = host.manager().await;
     let recovered = recovery::recover(&second).await.unwrap();
     assert_eq!(recovered, Recovered { adopted: 0, paused: 1, removed: 0 });
@@ -246,6 +244,61 @@ async fn damage_to_each_file_is_named_and_the_rest_is_unharmed() {
     host.clean_up().await;
 }
 
+/// Has the description at `path` say another value of what its saved machine fits, and returns the former one.
+fn make_unfit(path: &Path, field: &str, value: &str) -> String {
+    let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let former = text["saved"]["fits"][field].as_str().unwrap().to_owned();
+    text["saved"]["fits"][field] = value.into();
+    std::fs::write(path, text.to_string()).unwrap();
+    former
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_saved_elsewhere_is_refused_with_both_names_and_waits_for_its_own_kind() {
+    let host = Host::new();
+    let mut manager = host.manager().await;
+    let id = boot(&manager).await.id();
+    shell(&manager.get(id).unwrap(), "echo kept >/dev/shm/word").await;
+    manager.make_template(&manager.get(id).unwrap(), &template_path("a"), "a").await.unwrap();
+    manager.get(id).unwrap().pause().await.unwrap();
+    let record = host.config().capsules_dir().join(id.to_string()).join("capsule.json");
+    let snapshot = host.dir.path().join("templates").join(template_path("a")).join("snapshot.json");
+    let driver = manager.env().drivers.default().name;
+    let others = [("cpu", "kvm on Another/6/1/1/1".to_owned()), ("vmm", format!("{driver} 0.0.1"))];
+    for (field, other) in others {
+        let former = make_unfit(&record, field, &other);
+        make_unfit(&snapshot, field, &other);
+        manager = next_agent(&host, manager).await;
+        let capsule = manager.get(id).unwrap();
+        let copy = manager.create(CapsuleSpec { template_path: template_path("a"), ..spec(0) });
+        let refusals = [copy.booted().await.unwrap_err(), capsule.resume().await.unwrap_err()];
+        for text in refusals.map(|failure| failure.chain()) {
+            assert!(text.contains(&other) && text.contains(&former), "{text}");
+        }
+        assert_eq!(capsule.state().phase, Phase::Paused);
+        copy.stopped().await;
+        make_unfit(&record, field, &former);
+        make_unfit(&snapshot, field, &former);
+    }
+    manager = next_agent(&host, manager).await;
+    let capsule = manager.get(id).unwrap();
+    capsule.resume().await.unwrap();
+    let copy = manager.create(CapsuleSpec { template_path: template_path("a"), ..spec(0) });
+    copy.booted().await.unwrap();
+    for capsule in [capsule, copy] {
+        assert_eq!(shell(&capsule, "cat /dev/shm/word").await, "kept");
+        capsule.destroy().await;
+    }
+    host.clean_up().await;
+}
+
+async fn next_agent(host: &Host, before: Manager) -> Manager {
+    retire(before).await;
+    let manager = host.manager().await;
+    recovery::recover(&manager).await.unwrap();
+    manager
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_of_every_kind_at_once_leave_a_legal_state() {
     let host = Host::new();
@@ -313,9 +366,7 @@ async fn later_capsules_of_a_shape_are_made_from_the_first_boot_of_it() {
         manager.all().into_iter().map(|capsule| async move { capsule.destroy().await }),
     )
     .await;
-    manager.env().detach.cancel();
-    manager.env().tasks.close();
-    manager.env().tasks.wait().await;
+    retire(manager).await;
     assert_eq!(host.remains(), Vec::<PathBuf>::new());
     host.clean_up().await;
 }

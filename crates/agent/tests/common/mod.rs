@@ -187,6 +187,13 @@ pub(crate) fn spec(timeout_sec: u32) -> CapsuleSpec {
     }
 }
 
+/// Ends an agent and leaves what runs alone.
+pub(crate) async fn retire(manager: Manager) {
+    manager.env().detach.cancel();
+    manager.env().tasks.close();
+    manager.env().tasks.wait().await;
+}
+
 pub(crate) fn is_alive(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }

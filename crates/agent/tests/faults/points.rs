@@ -8,7 +8,7 @@ use wrenn_core::CapsuleId;
 
 use crate::agent::live;
 use crate::audit::{audit, check_guest, destroy_all, next_agent};
-use crate::common::{Host, shell, spec};
+use crate::common::{Host, retire, shell, spec};
 use crate::seed::{KEPT, Seed, shape};
 
 /// The template that scripts make.
@@ -132,12 +132,6 @@ async fn an_agent_killed_while_it_merges_and_flattens_leaves_the_capsule_paused(
 }
 
 /// Ends an agent that minds nothing that runs.
-async fn retire(manager: Manager) {
-    manager.env().detach.cancel();
-    manager.env().tasks.close();
-    manager.env().tasks.wait().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_killed_while_it_hands_over_a_machine_of_the_pool_leaves_the_capsule_paused_or_none() {
     let host = Host::new();
