@@ -27,8 +27,8 @@ measure() {
   bench=$!
   wait "$bench"
 }
-# The part that brings a database of its own needs no platform.
-if [[ "$*" =~ (^| )--only[=\ ]database( |$) ]]; then
+# A pager and a database of its own need no platform.
+if [[ "$*" =~ (^| )--only[=\ ](pager|database|pager,database|database,pager)( |$) ]]; then
   measure "$@"
   exit
 fi

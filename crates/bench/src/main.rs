@@ -14,6 +14,7 @@ mod fork;
 mod lab;
 mod log;
 mod memory;
+mod pager;
 mod pairs;
 mod parts;
 mod pause;
@@ -43,7 +44,7 @@ use crate::report::Line;
 /// Measures a running platform on this machine, and restarts it for what wants other settings
 #[derive(Debug, Parser)]
 struct Args {
-    /// The platform's data directory; the part `database` needs no platform
+    /// The platform's data directory; the parts `pager` and `database` need no platform
     #[arg(long, env = "WRENN_DIR")]
     dir: Option<PathBuf>,
     /// Its URL
@@ -85,6 +86,9 @@ struct Args {
     /// Repetitions of each fork
     #[arg(long, default_value_t = 12, value_parser = repetitions)]
     forks: usize,
+    /// Repetitions of each restore by a pager
+    #[arg(long, default_value_t = 12, value_parser = repetitions)]
+    pagers: usize,
     /// Clones in the measurement of their memory
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     clones: u32,
@@ -110,6 +114,7 @@ enum Part {
     Fork,
     Clones,
     Pool,
+    Pager,
     Database,
 }
 
@@ -120,12 +125,13 @@ impl Args {
 
     /// Whether something is to be measured of a running platform.
     fn wants_platform(&self) -> bool {
-        self.only.is_empty() || self.only.iter().any(|&part| part != Part::Database)
+        self.only.is_empty() || self.only.iter().any(|part| !matches!(part, Part::Database | Part::Pager))
     }
 
     /// The running platform.
     fn lab(&self) -> anyhow::Result<Lab> {
-        let missing = "is not set, and says where the platform is; only the part `database` needs none";
+        let missing =
+            "is not set, and says where the platform is; only the parts `pager` and `database` need none";
         let dir = self.dir.as_deref().with_context(|| format!("WRENN_DIR {missing}"))?;
         let url = self.url.as_deref().with_context(|| format!("WRENN_BASE_URL {missing}"))?;
         let key = self.key.as_deref().with_context(|| format!("WRENN_API_KEY {missing}"))?;
@@ -161,6 +167,10 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
         None => Ok(()),
     };
     let outcome = match outcome {
+        Ok(()) if args.wants(Part::Pager) => of_pager(args, &mut lines).await,
+        outcome => outcome,
+    };
+    let outcome = match outcome {
         Ok(()) if args.wants(Part::Database) => of_database(args, &mut lines).await,
         outcome => outcome,
     };
@@ -180,6 +190,18 @@ async fn of_platform(args: &Args, lab: Lab, lines: &mut Vec<Line>) -> anyhow::Re
     let closed = run.close().await;
     let released = lab.close().await;
     outcome.and(closed).and(released)
+}
+
+/// Measures a pager whose VMM is this process.
+async fn of_pager(args: &Args, lines: &mut Vec<Line>) -> anyhow::Result<()> {
+    eprintln!("memory that a pager serves");
+    let wrenn = args.wrenn()?;
+    let measured = tokio::select! {
+        measured = pager::run(&wrenn, args.pagers) => measured?,
+        outcome = interrupted() => return outcome,
+    };
+    lines.extend(measured);
+    Ok(())
 }
 
 /// Measures pages over a database of its own.

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use crate::stats::Samples;
 
+/// Samples of the one and of the other.
+pub(crate) type Pair = (Samples, Samples);
+
 /// Times of both, `count` each, after one pair to warm up. Every second pair begins with the other.
 pub(crate) async fn run(
     count: usize,
     this: impl AsyncFn() -> anyhow::Result<Duration>,
     bare: impl AsyncFn() -> anyhow::Result<Duration>,
-) -> anyhow::Result<(Samples, Samples)> {
+) -> anyhow::Result<Pair> {
     let (mut these, mut bares) = (Samples::default(), Samples::default());
     for pair in 0..=count {
         let mut took = [Duration::ZERO; 2];
