@@ -11,7 +11,7 @@ use std::sync::Arc;
 use common::{Host, retire, run, shell, spec};
 use wrenn_agent::capsule::Capsule;
 use wrenn_agent::manager::Manager;
-use wrenn_agent::record::{CapsuleSpec, Phase};
+use wrenn_agent::record::{CapsuleSpec, Phase, Record};
 use wrenn_agent::recovery::{self, Recovered};
 use wrenn_core::{CapsuleId, Shape};
 
@@ -318,6 +318,33 @@ async fn commands_of_every_kind_at_once_leave_a_legal_state() {
     host.clean_up().await;
 }
 
+/// Creates two capsules at once, of which the one gets the spare and the other the VMM that waits, until that is so: it may
+/// not be ready yet, or be for another shape. All are restored.
+async fn get_the_blank(host: &Host, manager: &Manager, shape: Shape) {
+    let capsules = host.config().capsules_dir();
+    for _ in 0..20 {
+        let blanks =
+            common::entries(&capsules).into_iter().filter(|dir| dir.join("memory-blank.base").exists());
+        let pids: Vec<u32> =
+            blanks.filter_map(|dir| Record::read(&dir).ok()?.machine.map(|machine| machine.pid)).collect();
+        let two = [0, 1].map(|_| manager.create(CapsuleSpec { shape, ..spec(0) }));
+        let mut got = false;
+        for capsule in two {
+            capsule.booted().await.unwrap();
+            let record = Record::read(&capsules.join(capsule.id().to_string())).unwrap();
+            assert!(record.saved.is_some());
+            got |= pids.contains(&record.machine.unwrap().pid);
+            shell(&capsule, "true").await;
+            capsule.destroy().await;
+        }
+        if got {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    }
+    panic!("no capsule got a VMM that was waiting");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn later_capsules_of_a_shape_are_made_from_the_first_boot_of_it() {
     let host = Host::new();
@@ -328,7 +355,7 @@ async fn later_capsules_of_a_shape_are_made_from_the_first_boot_of_it() {
     let shape = Shape { disk_mb: 6144, ..spec(0).shape };
     let is_restored = |capsule: &Capsule| {
         let dir = host.config().capsules_dir().join(capsule.id().to_string());
-        wrenn_agent::record::Record::read(&dir).unwrap().saved.is_some()
+        Record::read(&dir).unwrap().saved.is_some()
     };
     let first = manager.create(CapsuleSpec { shape, ..spec(0) });
     first.booted().await.unwrap();
@@ -362,6 +389,8 @@ async fn later_capsules_of_a_shape_are_made_from_the_first_boot_of_it() {
         // Long enough for the pool to make a spare for the next one, which is not waited for.
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     }
+    get_the_blank(&host, &manager, shape).await;
+    assert!(made(), "a capsule that cannot be made from it takes it away");
     futures::future::join_all(
         manager.all().into_iter().map(|capsule| async move { capsule.destroy().await }),
     )

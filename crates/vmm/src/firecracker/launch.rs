@@ -14,7 +14,7 @@ use super::api::{Api, ApiError};
 use super::types::{
     BootSource, INTERFACE, InstanceInfo, MachineConfiguration, MmdsConfig, NetworkInterface, RateLimiter,
 };
-use super::{DRIVER, Firecracker, Restore, nodes};
+use super::{DRIVER, Firecracker, nodes};
 use crate::cgroup::{self, Limits};
 use crate::confine::{Access, Confinement, Identity};
 use crate::launch::{
@@ -61,8 +61,6 @@ pub(super) struct View {
     boot: Option<(PathBuf, PathBuf, String)>,
     /// It is started for a snapshot.
     pub(super) restores: bool,
-    /// The base of a snapshot, for one that maps it.
-    pub(super) base: Option<PathBuf>,
     tap: String,
 }
 
@@ -91,7 +89,7 @@ pub(super) fn begin(driver: &Firecracker, spec: LaunchSpec) -> Result<(Begun, La
     let traces = Traces { cgroup: cgroup.transpose()?, socket: Some(files.run.join(SOCKET)) };
     let identity = Identity { uid: spec.uid, gid: spec.gid, extra_group: None };
     let mut confinement = Confinement::new(identity, &spec.netns, traces.cgroup.as_deref())?;
-    let mut view = show(&mut confinement, &spec, &files, driver.restore)?;
+    let mut view = show(&mut confinement, &spec, &files)?;
     let child = start(driver, &spec, &files, confinement, &view)?;
     let process = launch::hold(child.id(), &driver.binary)?;
     api.expect(process.pid());
@@ -129,29 +127,20 @@ fn limits(spec: &LaunchSpec) -> Limits {
     Limits { memory_bytes: (u64::from(spec.memory_mb) + OVERHEAD_MB) * MIB, tasks: MAX_TASKS }
 }
 
-fn show(
-    confinement: &mut Confinement,
-    spec: &LaunchSpec,
-    files: &Files,
-    restore: Restore,
-) -> Result<View, VmmError> {
+fn show(confinement: &mut Confinement, spec: &LaunchSpec, files: &Files) -> Result<View, VmmError> {
     let own = confinement.show(&files.run.join(OWN), OWN, Access::Write)?;
     nodes::make(confinement, &files.run, spec)?;
-    let (mut boot, mut base) = (None, None);
-    match &spec.start {
+    let boot = match &spec.start {
         Start::Boot { kernel, initrd, cmdline, .. } => {
             let kernel = confinement.show_file(kernel, "kernel", Access::Read)?;
             let initrd = confinement.show_file(initrd, "initrd", Access::Read)?;
-            boot = Some((kernel, initrd, format!("{cmdline} {CMDLINE}")));
+            Some((kernel, initrd, format!("{cmdline} {CMDLINE}")))
         }
-        // A paged one is given what it needs by its pager.
-        Start::Restore { .. } if restore == Restore::Paged => {}
-        Start::Restore { base: file } => {
-            base = Some(confinement.show_file(file, "memory", Access::Read)?);
-        }
-    }
+        // It is given its memory by its pager, or in its own directory.
+        Start::Restore { .. } => None,
+    };
     let restores = boot.is_none();
-    Ok(View { own, boot, restores, base, tap: String::new() })
+    Ok(View { own, boot, restores, tap: String::new() })
 }
 
 fn start(

@@ -64,8 +64,6 @@ pub(super) struct FirecrackerMachine {
     restores: bool,
     /// Version of the running VMM, which may be older than the one that is installed.
     version: String,
-    /// Where the VMM sees the base that it was started for, if it maps one.
-    base: Option<PathBuf>,
     /// What [`Machine::load_memory`] brought, until [`Machine::load_devices`] uses it.
     image: Mutex<Option<Arc<Image>>>,
     pager: watch::Sender<Option<Arc<Pager>>>,
@@ -90,7 +88,6 @@ impl FirecrackerMachine {
             egress: facts.egress,
             restores: view.restores,
             version,
-            base: view.base,
             image: Mutex::default(),
             pager: watch::Sender::new(None),
             ending,
@@ -127,7 +124,6 @@ impl FirecrackerMachine {
             egress: None,
             restores: true,
             version: info.vmm_version,
-            base: None,
             image: Mutex::default(),
             pager: watch::Sender::new(None),
             ending,
@@ -257,10 +253,11 @@ impl FirecrackerMachine {
 
     /// The file that a mapped machine maps: the base itself where nothing lies over it.
     async fn flat(&self, image: Arc<Image>) -> Result<String, VmmError> {
-        if let Some(base) = self.base.as_ref().filter(|_| image.layers() == 0) {
-            return Ok(base.to_string_lossy().into_owned());
-        }
         let path = self.own(FLAT);
+        // A link, because a VMM that waited for this capsule saw nothing of its directory when it was started.
+        if image.layers() == 0 && std::fs::hard_link(image.base_path(), &path).is_ok() {
+            return Ok(seen(FLAT));
+        }
         let to = path.clone();
         tokio::task::spawn_blocking(move || image.materialise(&to, false))
             .await

@@ -1,8 +1,8 @@
 //! The Firecracker driver, for hosts with KVM.
 //!
 //! Firecracker runs as a user of its own in the machine's network namespace and cgroup, in a mount namespace in which it sees
-//! nothing of the machine but its own directory and the nodes of its devices (and, where it boots or maps, the directory of
-//! kernel or memory, to read), and under its own seccomp filters. Root disks
+//! nothing of the machine but its own directory and the nodes of its devices (and, where it boots, the directory of the
+//! kernel, to read), and under its own seccomp filters. Root disks
 //! are block devices that whoever owns the host's disks makes ([`BlockDevices`]).
 //!
 //! A snapshot is one call that writes state and memory of the same moment; [`Machine::save_memory`] makes it and
