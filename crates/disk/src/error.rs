@@ -132,7 +132,7 @@ pub enum DiskError {
     },
     /// A layer is lost.
     #[error(
-        "the kernel could not write to {layer:?} and gave it up, with all that was written since the layer below was frozen: go back to that"
+        "the kernel could not write to {layer:?} and gave it up, with all that was written since the layer below was frozen"
     )]
     StoreLost {
         /// File name of the layer.

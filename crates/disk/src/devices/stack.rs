@@ -227,8 +227,13 @@ pub(super) fn unstage(inner: &Arc<Inner>, owner: &str, layer: &Path) -> Result<(
 
 /// [`Devices::settle`](super::Devices::settle).
 pub(super) fn settle(inner: &Arc<Inner>, owner: &str) -> Result<(), DiskError> {
-    let mut rest = inner.devices(Some(owner))?;
-    rest.retain(|device| device.role != Role::Top);
+    let (top, mut rest): (Vec<_>, Vec<_>) =
+        inner.devices(Some(owner))?.into_iter().partition(|device| device.role == Role::Top);
+    for top in top {
+        // A table that was loaded and is not in force holds what it names.
+        let cleared = inner.control.clear(&top.name);
+        cleared.map_err(|source| DiskError::device("clear", &top.name, source))?;
+    }
     loop {
         let before = rest.len();
         // What the top leads to is open, and with it all that is below.

@@ -162,13 +162,15 @@ impl Inner {
     pub(super) fn used(&self, top: &Top) -> Result<Used, DiskError> {
         let failed = |source| DiskError::device("ask for the status of", &top.layer.name, source);
         let status = self.control.status(&top.layer.name).map_err(failed)?;
-        let (bytes, capacity_bytes) = status.first().and_then(|target| parse_status(&target.says)).unzip();
-        Ok(Used {
-            layer: top.layer_name(),
-            bytes: bytes.unwrap_or(0),
-            capacity_bytes: capacity_bytes.unwrap_or(0),
-            valid: bytes.is_some(),
-        })
+        let says = status.first().map_or("", |target| target.says.trim());
+        let found = parse_status(says);
+        // What nobody understands is not lost for that.
+        if found.is_none() && !LOST.contains(&says) {
+            let device = top.layer.name.clone();
+            return Err(DiskError::StrangeDevice { device, reason: "its status is not that of a snapshot" });
+        }
+        let (bytes, capacity_bytes) = found.unwrap_or_default();
+        Ok(Used { layer: top.layer_name(), bytes, capacity_bytes, valid: found.is_some() })
     }
 
     /// Points the top at the device `to`. Where that fails, it is as it was.
@@ -267,7 +269,10 @@ fn parse_snapshot(target: &Target) -> Option<SnapshotTable> {
     (target.kind == "snapshot").then_some(SnapshotTable { sectors: target.length, origin, store })
 }
 
-/// Bytes in use and in all, of a status `<sectors>/<sectors> <sectors of metadata>`. A word says that it is not valid.
+/// The kernel's words for a store that it has given up (`snapshot_status` in `drivers/md/dm-snap.c`).
+const LOST: [&str; 3] = ["Invalid", "Overflow", "Merge failed"];
+
+/// Bytes in use and in all, of a status `<sectors>/<sectors> <sectors of metadata>`.
 fn parse_status(says: &str) -> Option<(u64, u64)> {
     let (used, all) = says.split(' ').next()?.split_once('/')?;
     let bytes = |sectors: &str| sectors.parse::<u64>().ok()?.checked_mul(512);

@@ -48,6 +48,16 @@ impl Bench {
         names
     }
 
+    /// The number of the device with this name.
+    pub(crate) fn number(&self, name: &str) -> String {
+        let blocks = std::fs::read_dir("/sys/block").unwrap();
+        let mut blocks = blocks.map(|e| e.unwrap().path());
+        let is_it = |path: &PathBuf| {
+            std::fs::read_to_string(path.join("dm/name")).is_ok_and(|found| found.trim() == name)
+        };
+        std::fs::read_to_string(blocks.find(is_it).unwrap().join("dev")).unwrap().trim().to_owned()
+    }
+
     /// Files of this test that loop devices show, one for each device.
     pub(crate) fn loops(&self) -> Vec<PathBuf> {
         let blocks = std::fs::read_dir("/sys/block").unwrap();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wrenn_disk::{Chain, Devices, DiskError, Room, RootDisks, keep_room};
 
-use crate::bench::{BASE_BYTES, Bench, Guest, dmsetup};
+use crate::bench::{BASE_BYTES, Bench, Guest, dmsetup, id};
 use crate::common::cow::header;
 use crate::common::{Cow, Kind, noise, padded};
 
@@ -201,6 +201,11 @@ async fn a_new_agent_removes_what_the_one_before_has_staged_and_nothing_else() {
     bench.devices.stage("x", three.top()).await.unwrap();
     bench.devices.stage("x", four.top()).await.unwrap();
     let again = Devices::open(&bench.prefix).unwrap();
+    // One was about to be pushed.
+    let top = format!("{}-x", bench.prefix);
+    let table =
+        format!("0 {} linear {} 0", (10 << 20) / 512, bench.number(&format!("{top}-{}", id(three.top()))));
+    dmsetup(&["load", &top, "--table", &table]);
     again.settle("x").await.unwrap();
     assert_eq!(bench.names(), alone);
     again.settle("x").await.unwrap();
