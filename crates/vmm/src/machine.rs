@@ -205,7 +205,7 @@ impl fmt::Display for ExitReason {
             Self::Unobserved => f.write_str("ended unobserved"),
             Self::MemoryLost => f.write_str("ended because nobody served its memory any more"),
             Self::DiskLost => f.write_str(
-                "ended because the host could not write to its disk, which is lost with that: keep room on the host's disk",
+                "ended because the host could not write to its disk, which is lost with that: look for a full disk or for errors of it in the kernel's log",
             ),
         }
     }

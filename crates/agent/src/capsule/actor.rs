@@ -31,6 +31,8 @@ use crate::warm::Warmed;
 const TICK: Duration = Duration::from_secs(2);
 /// A paused capsule is left alone for this long before its files are tidied: it may be resumed at once.
 const TIDY_DELAY: Duration = Duration::from_secs(2);
+/// A VMM that a call has lost may take so long to be gone.
+const ENDING: Duration = Duration::from_secs(1);
 /// Layers of a disk at which a resume waits for the tidying that it would otherwise have cut short once more.
 const DEEPEST_DISK: usize = 3 * wrenn_disk::MAX_DEPTH;
 /// Commands that wait for their turn.
@@ -224,6 +226,7 @@ impl Actor {
     /// Takes a running capsule over. Its record says already that it is to be, so it need not be written for that.
     async fn adopt(&mut self) -> Step {
         if let Err(failure) = self.take_over().await {
+            let failure = self.explained(failure).await;
             return self.not_started(failure);
         }
         if let Err(failure) = self.commit_running() {
@@ -231,6 +234,13 @@ impl Actor {
         }
         self.open_up();
         Step::Serve
+    }
+
+    /// A call that failed because the VMM ended says only that it was cut off; how it ended says why.
+    async fn explained(&self, failure: CapsuleError) -> CapsuleError {
+        let Some(machine) = &self.held.machine else { return failure };
+        let how = tokio::time::timeout(ENDING, machine.exited()).await;
+        how.map_or(failure, |how| CapsuleError::VmDied(how.to_string()))
     }
 
     /// Writes down that the capsule runs. Before this an agent that dies takes what the guest has done along, so nobody may

@@ -8,10 +8,11 @@ use wrenn_agent::capsule::Capsule;
 use wrenn_agent::error::CapsuleError;
 use wrenn_agent::manager::Manager;
 use wrenn_agent::record::{CapsuleSpec, Phase};
+use wrenn_agent::recovery::{self, Recovered};
 use wrenn_core::CapsuleId;
 
 use crate::audit::{audit, check_guest, destroy_all};
-use crate::common::{Host, entries, shell, spec};
+use crate::common::{Host, entries, retire, shell, spec};
 use crate::seed::{fill, shape};
 use crate::volume::Volume;
 
@@ -179,8 +180,28 @@ async fn a_capsule_whose_disk_was_lost_is_ended_and_says_so_and_the_next_one_run
     let host = host_on(&volume);
     let manager = host.manager().await;
     let capsule = boot(&manager, 0).await;
+    lose_disk(&host, &volume, &capsule).await;
+    tokio::time::timeout(Duration::from_secs(60), capsule.stopped()).await.unwrap();
+    let reason = capsule.state().reason;
+    assert!(reason.contains("could not write to its disk"), "{reason}");
+    volume.free();
+    audit(&host, &manager).await;
+    // The same while no agent looks.
+    let capsule = boot(&manager, 0).await;
+    retire(manager).await;
+    lose_disk(&host, &volume, &capsule).await;
+    volume.free();
+    let manager = host.manager().await;
+    let recovered = recovery::recover(&manager).await.unwrap();
+    assert_eq!(recovered, Recovered { adopted: 0, paused: 0, removed: 1 });
+    audit(&host, &manager).await;
+    check_guest(&boot(&manager, 0).await).await;
+    destroy_all(host, &manager).await;
+}
+
+/// Writes more to a capsule's disk than its host has room for, as no guest would be let.
+async fn lose_disk(host: &Host, volume: &Volume, capsule: &Capsule) {
     volume.fill(0);
-    // The guest would be stopped before it has written as much.
     let device = host.dir.path().join(format!("capsules/{}/run/dev/disk", capsule.id()));
     let written = tokio::task::spawn_blocking(move || {
         let mut device = std::fs::File::options().write(true).open(device).unwrap();
@@ -188,11 +209,4 @@ async fn a_capsule_whose_disk_was_lost_is_ended_and_says_so_and_the_next_one_run
     });
     let failure = written.await.unwrap().unwrap_err();
     assert_eq!(failure.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{failure}");
-    capsule.stopped().await;
-    let reason = capsule.state().reason;
-    assert!(reason.contains("could not write to its disk"), "{reason}");
-    volume.free();
-    audit(&host, &manager).await;
-    check_guest(&boot(&manager, 0).await).await;
-    destroy_all(host, &manager).await;
 }

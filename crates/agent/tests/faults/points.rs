@@ -131,7 +131,6 @@ async fn an_agent_killed_while_it_merges_and_flattens_leaves_the_capsule_paused(
     }
 }
 
-/// Ends an agent that minds nothing that runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_killed_while_it_hands_over_a_machine_of_the_pool_leaves_the_capsule_paused_or_none() {
     let host = Host::new();

@@ -1,4 +1,5 @@
-//! Stops a guest before its writes find the host's disk full: a device-mapper snapshot that cannot be written is lost.
+//! Stops a guest before its writes find the host's disk full: a device-mapper snapshot that cannot be written is lost. A
+//! machine whose disk is lost all the same is ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
