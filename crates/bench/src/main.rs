@@ -167,11 +167,12 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
         None => Ok(()),
     };
     let outcome = match outcome {
-        Ok(()) if args.wants(Part::Pager) => of_pager(args, &mut lines).await,
+        Ok(()) if args.wants(Part::Database) => of_database(args, &mut lines).await,
         outcome => outcome,
     };
+    // Last, for not every kernel has what it needs.
     let outcome = match outcome {
-        Ok(()) if args.wants(Part::Database) => of_database(args, &mut lines).await,
+        Ok(()) if args.wants(Part::Pager) => of_pager(args, &mut lines).await,
         outcome => outcome,
     };
     if !lines.is_empty() {

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -26,10 +27,11 @@ const BYTES: usize = MEMORY_MIB << 20;
 /// Nobody has it.
 const UID: u32 = 1_100_000;
 
-/// Measures each `rounds` times, with the pager of the program `wrenn`.
+/// Measures each `rounds` times, with the pager of the program `wrenn`, whose directory has room for the files.
 pub(crate) async fn run(wrenn: &Path, rounds: usize) -> anyhow::Result<Vec<Line>> {
     let program = PagerProgram { program: wrenn.to_path_buf(), args: vec!["pager".into()], env: Vec::new() };
-    let snapshot = spawn_blocking(Snapshot::make).await??;
+    let dir = wrenn.parent().unwrap_or(Path::new(".")).to_path_buf();
+    let snapshot = spawn_blocking(move || Snapshot::make(&dir)).await??;
     let sides = Sides { program, snapshot };
     let line = |name: &str, unit, (this, bare): pairs::Pair| Line {
         name: name.to_owned(),
@@ -59,8 +61,8 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn make() -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
+    fn make(parent: &Path) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir_in(parent)?;
         let path = |name: &str| dir.path().join(name);
         let (base, layers, blocks) = (path("base"), [path("one"), path("two")], (BYTES / BLOCK_BYTES) as u64);
         let mut content = Content(1);
@@ -193,9 +195,12 @@ impl Paged {
     }
 }
 
-/// Memory of this process, unmapped when dropped.
+/// Memory of this process, unmapped when nobody uses it any more.
+#[derive(Debug, Clone)]
+struct Memory(Arc<Mapping>);
+
 #[derive(Debug)]
-struct Memory(usize);
+struct Mapping(usize);
 
 impl Memory {
     fn map(file: i32, flags: libc::c_int) -> anyhow::Result<Self> {
@@ -203,7 +208,7 @@ impl Memory {
         // SAFETY: new memory at an address of the kernel's choice.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, access, flags, file, 0) };
         ensure!(start != libc::MAP_FAILED, "cannot map {MEMORY_MIB} MiB: {}", Error::last_os_error());
-        Ok(Self(start.expose_provenance()))
+        Ok(Self(Arc::new(Mapping(start.expose_provenance()))))
     }
 
     fn mapped(path: &Path) -> anyhow::Result<Self> {
@@ -211,15 +216,19 @@ impl Memory {
         Self::map(file.as_raw_fd(), 0)
     }
 
+    fn address(&self) -> usize {
+        self.0.0
+    }
+
     /// Touches pages on a thread that may wait for them; how long that took.
     async fn touch(&self, touch: Touch) -> anyhow::Result<Duration> {
-        let start = self.0;
+        let memory = self.clone();
         let work = move || {
             let bytes = if matches!(touch, Touch::First) { 1 } else { BYTES };
             let begun = Instant::now();
             for at in (0..bytes).step_by(BLOCK_BYTES) {
-                let page = std::ptr::with_exposed_provenance_mut::<u8>(start + at);
-                // SAFETY: the page is part of a mapping that this call's caller keeps and to which no reference exists.
+                let page = std::ptr::with_exposed_provenance_mut::<u8>(memory.address() + at);
+                // SAFETY: the page is part of a mapping that this closure keeps and to which no reference exists.
                 unsafe {
                     match touch {
                         Touch::First | Touch::Read => drop(page.read_volatile()),
@@ -233,7 +242,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's own, and nobody has a reference to it.
         unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(self.0), BYTES) };
@@ -253,7 +262,7 @@ fn userfaultfd(memory: &Memory) -> anyhow::Result<OwnedFd> {
     // SAFETY: the descriptor is new.
     let uffd = unsafe { OwnedFd::from_raw_fd(number) };
     let mut api = [0xAA, EVENT_REMOVE, 0_u64];
-    let mut range = [memory.0 as u64, BYTES as u64, MODE_MISSING, 0];
+    let mut range = [memory.address() as u64, BYTES as u64, MODE_MISSING, 0];
     // SAFETY: they take three and four numbers of 64 bits, which outlive the calls.
     let done = unsafe {
         libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) == 0
@@ -266,7 +275,7 @@ fn userfaultfd(memory: &Memory) -> anyhow::Result<OwnedFd> {
 /// Tells the pager of the memory, as Firecracker does.
 fn hand_over(connection: &UnixStream, uffd: &OwnedFd, memory: &Memory) -> anyhow::Result<()> {
     let mapping = serde_json::json!([{
-        "base_host_virt_addr": memory.0, "size": BYTES, "offset": 0,
+        "base_host_virt_addr": memory.address(), "size": BYTES, "offset": 0,
         "page_size": BLOCK_BYTES, "page_size_kib": BLOCK_BYTES,
     }]);
     let text = mapping.to_string();
