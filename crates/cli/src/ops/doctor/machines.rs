@@ -1,6 +1,6 @@
 //! What virtual machines need: a driver with all its parts, and what executes their instructions.
 
-use wrenn_vmm::{Accelerator, AcceleratorChoice, firecracker};
+use wrenn_vmm::{Accelerator, AcceleratorChoice, VmmError, firecracker};
 
 use super::{Check, Level, program};
 use crate::config::{Accel, Driver, MemoryRestore, Settings};
@@ -11,22 +11,26 @@ const QEMU: &str = "apt-get install qemu-system-x86 qemu-utils";
 
 /// The checks of both drivers. One that new capsules get must be whole; of the other, what is missing is told.
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
-    let lack = firecracker_lack(settings);
-    let uses_firecracker = lack.is_none() && settings.driver.value != Driver::Qemu;
+    let found = find_firecracker(settings);
+    let uses_firecracker = found.is_ok() && settings.driver.value != Driver::Qemu;
     let mut checks = vec![
         qemu("qemu", "qemu-system-x86_64", uses_firecracker),
         qemu("qemu-img", "qemu-img", uses_firecracker),
         accelerator(settings.accel.value),
     ];
-    checks.push(match lack {
-        None if uses_firecracker => Check::ok("firecracker", "runs new capsules"),
-        None => Check::ok("firecracker", "there, and not used: WRENN_DRIVER is qemu"),
-        Some((detail, cure)) if settings.driver.value == Driver::Firecracker => {
+    checks.push(match found {
+        Ok(version) if uses_firecracker => Check::ok("firecracker", format!("{version} runs new capsules")),
+        Ok(version) => {
+            Check::ok("firecracker", format!("{version} is there, and not used: WRENN_DRIVER is qemu"))
+        }
+        Err((detail, cure)) if settings.driver.value == Driver::Firecracker => {
             Check::missing("firecracker", detail, cure)
         }
         // A host without KVM lacks nothing that installing something would mend.
-        Some((detail, _)) if !has_kvm(settings) => Check::ok("firecracker", format!("not used: {detail}")),
-        Some((detail, cure)) => Check::warning("firecracker", format!("not used: {detail}"), cure),
+        Err((detail, _)) if !has_kvm(settings) => {
+            Check::ok("firecracker", format!("not used: {detail} (with KVM: {})", supported()))
+        }
+        Err((detail, cure)) => Check::warning("firecracker", format!("not used: {detail}"), cure),
     });
     checks
 }
@@ -44,33 +48,37 @@ fn has_kvm(settings: &Settings) -> bool {
     settings.accel.value != Accel::Tcg && Accelerator::detect(AcceleratorChoice::Kvm).is_ok()
 }
 
+/// Which versions can be used, and where they come from.
+fn supported() -> String {
+    format!("version {} or newer, from {}", firecracker::OLDEST, firecracker::RELEASES)
+}
+
 /// What keeps Firecracker from being used, and how to mend it.
-fn firecracker_lack(settings: &Settings) -> Option<(String, String)> {
+fn find_firecracker(settings: &Settings) -> Result<String, (String, String)> {
     if settings.accel.value == Accel::Tcg {
         let cure = "set WRENN_ACCEL=auto".to_owned();
-        return Some(("it needs KVM, and WRENN_ACCEL is tcg".to_owned(), cure));
+        return Err(("it needs KVM, and WRENN_ACCEL is tcg".to_owned(), cure));
     }
     if let Err(error) = Accelerator::detect(AcceleratorChoice::Kvm) {
-        return Some((format!("it needs KVM: {error}"), "use a machine with VT-x or AMD-V".to_owned()));
+        let why = match error {
+            VmmError::NoKvm { reason } => reason,
+            error => error.to_string(),
+        };
+        return Err((format!("it needs KVM, and {why}"), "use a machine with VT-x or AMD-V".to_owned()));
     }
-    let named = settings.firecracker.value.as_deref();
-    if let Err(error) = firecracker::find(named) {
-        let cure = format!(
-            "put `firecracker` of a release ({} or newer) into a directory of PATH: {}",
-            firecracker::OLDEST,
-            firecracker::RELEASES
-        );
-        return Some((error.to_string(), cure));
-    }
+    let found = firecracker::find(settings.firecracker.value.as_deref()).map_err(|error| {
+        let cure = format!("put `firecracker` into a directory of PATH: {}", supported());
+        (error.to_string(), cure)
+    })?;
     if settings.memory_restore.value != MemoryRestore::Mapped
         && let Err(error) = firecracker::check_paging()
     {
-        return Some(("its memory cannot be paged in".to_owned(), error.to_string()));
+        return Err(("its memory cannot be paged in".to_owned(), error.to_string()));
     }
     if let Err(error) = wrenn_disk::Devices::open("wrenn-doctor") {
-        return Some((error.to_string(), "modprobe -a dm-mod dm-snapshot loop".to_owned()));
+        return Err((error.to_string(), "modprobe -a dm-mod dm-snapshot loop".to_owned()));
     }
-    None
+    Ok(format!("version {} ({})", found.version, found.binary.display()))
 }
 
 fn accelerator(wanted: Accel) -> Check {
