@@ -12,6 +12,10 @@ use crate::files::{self, Made};
 use crate::walk::{self, Described};
 use crate::{DiskError, MIB, MOST_LAYERS, RootDisks, directory};
 
+/// Writes the layers of a chain above the first so many to the new layer at the path, durably. Stops soon after the flag
+/// is set.
+pub(crate) type Merge = fn(&Chain, usize, &Path, &AtomicBool, &mut Made) -> Result<(), DiskError>;
+
 /// The layers of one driver.
 #[async_trait]
 pub(crate) trait Layers: std::fmt::Debug + Send + Sync {
@@ -19,6 +23,8 @@ pub(crate) trait Layers: std::fmt::Debug + Send + Sync {
     const KIND: Kind;
     /// MiB of the largest disk.
     const MOST_MB: u64;
+    /// How they are merged.
+    const MERGE: Merge;
 
     /// Writes the empty layer `path` of `virtual_bytes` over `below`, a file beside it.
     fn write_empty(path: &Path, virtual_bytes: u64, below: &Path, made: &mut Made) -> Result<(), DiskError>;
@@ -31,16 +37,6 @@ pub(crate) trait Layers: std::fmt::Debug + Send + Sync {
         let (_, _) = (path, bytes);
         Ok(())
     }
-
-    /// Writes the layers of `chain` above the first `keep` to the new layer `to`, durably. Stops soon after `cancelled`
-    /// is set.
-    fn merge(
-        chain: &Chain,
-        keep: usize,
-        to: &Path,
-        cancelled: &AtomicBool,
-        made: &mut Made,
-    ) -> Result<(), DiskError>;
 
     /// A second opinion on a merged layer, before those that it replaces are given up.
     async fn check_merged(&self, layer: &Path) -> Result<(), DiskError>;
@@ -88,7 +84,7 @@ impl<L: Layers> RootDisks for L {
         let (old, cancelled) = (chain.clone(), Arc::clone(&gone.0));
         let path = chain.dir().join(chain::new_layer_name(L::KIND));
         let to = path.clone();
-        let work = move |made: &mut Made| L::merge(&old, keep, &to, &cancelled, made);
+        let work = move |made: &mut Made| (L::MERGE)(&old, keep, &to, &cancelled, made);
         let ((), made) = blocking(chain.dir(), work).await?;
         let layers = chain.layers[..keep].iter().cloned().chain([path]).collect();
         let flat = Chain { layers, ..chain.clone() };

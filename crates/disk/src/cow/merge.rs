@@ -23,7 +23,7 @@ struct Source {
     new: u64,
 }
 
-/// [`Layers::merge`](crate::driver::Layers::merge).
+/// [`Layers::MERGE`](crate::driver::Layers::MERGE).
 pub(super) fn merge(
     chain: &Chain,
     keep: usize,

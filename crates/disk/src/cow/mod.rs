@@ -20,7 +20,6 @@ mod room;
 mod store;
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 
@@ -31,8 +30,8 @@ pub(crate) use layer::{Layer, grow};
 pub(crate) use room::{give_back, open_to_write};
 pub(crate) use store::{CHUNK, CHUNK_SECTORS};
 
-use crate::chain::{Chain, Kind};
-use crate::driver::Layers;
+use crate::chain::Kind;
+use crate::driver::{Layers, Merge};
 use crate::files::Made;
 use crate::walk::Described;
 use crate::{DiskError, MIB};
@@ -47,6 +46,7 @@ pub struct CowDisks;
 impl Layers for CowDisks {
     const KIND: Kind = Kind::Cow;
     const MOST_MB: u64 = MOST_BYTES / MIB;
+    const MERGE: Merge = merge::merge;
 
     fn write_empty(path: &Path, virtual_bytes: u64, below: &Path, made: &mut Made) -> Result<(), DiskError> {
         layer::Writer::create(path, virtual_bytes, below, made)?.finish().map(drop)
@@ -63,16 +63,6 @@ impl Layers for CowDisks {
             true => Ok(()),
             false => Err(DiskError::OddBase { path: path.to_path_buf(), bytes }),
         }
-    }
-
-    fn merge(
-        chain: &Chain,
-        keep: usize,
-        to: &Path,
-        cancelled: &AtomicBool,
-        made: &mut Made,
-    ) -> Result<(), DiskError> {
-        merge::merge(chain, keep, to, cancelled, made)
     }
 
     async fn check_merged(&self, _layer: &Path) -> Result<(), DiskError> {

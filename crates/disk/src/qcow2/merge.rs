@@ -25,7 +25,7 @@ struct Merge<'a> {
     cancelled: &'a AtomicBool,
 }
 
-/// [`Layers::merge`](crate::driver::Layers::merge).
+/// [`Layers::MERGE`](crate::driver::Layers::MERGE).
 pub(super) fn merge(
     chain: &Chain,
     keep: usize,

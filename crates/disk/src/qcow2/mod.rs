@@ -12,14 +12,13 @@ mod writer;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 use tokio::process::Command;
 
 use crate::DiskError;
-use crate::chain::{Chain, Kind};
-use crate::driver::Layers;
+use crate::chain::Kind;
+use crate::driver::{Layers, Merge};
 use crate::files::Made;
 use crate::walk::Described;
 
@@ -81,6 +80,7 @@ impl Qcow2Disks {
 impl Layers for Qcow2Disks {
     const KIND: Kind = Kind::Qcow2;
     const MOST_MB: u64 = format::MOST_MB;
+    const MERGE: Merge = merge::merge;
 
     fn write_empty(path: &Path, virtual_bytes: u64, below: &Path, made: &mut Made) -> Result<(), DiskError> {
         writer::Writer::create(path, virtual_bytes, below, made)?.finish().map(drop)
@@ -88,16 +88,6 @@ impl Layers for Qcow2Disks {
 
     fn describe(path: &Path) -> Result<Described, DiskError> {
         reader::describe(path)
-    }
-
-    fn merge(
-        chain: &Chain,
-        keep: usize,
-        to: &Path,
-        cancelled: &AtomicBool,
-        made: &mut Made,
-    ) -> Result<(), DiskError> {
-        merge::merge(chain, keep, to, cancelled, made)
     }
 
     async fn check_merged(&self, layer: &Path) -> Result<(), DiskError> {
