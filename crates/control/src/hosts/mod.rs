@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 use wrenn_core::HostId;
 
@@ -40,12 +40,19 @@ struct Link {
 pub(crate) struct Hosts {
     tls: Arc<rustls::ClientConfig>,
     links: RwLock<HashMap<HostId, Link>>,
+    /// Held while the links are brought in line: what was read earlier must not undo what was read later.
+    refreshing: Mutex<()>,
     changed: Notify,
 }
 
 impl Hosts {
     pub(crate) fn new(pki: &Arc<Pki>) -> Result<Self, PkiError> {
-        Ok(Self { tls: transport::tls_config(pki)?, links: RwLock::default(), changed: Notify::new() })
+        Ok(Self {
+            tls: transport::tls_config(pki)?,
+            links: RwLock::default(),
+            refreshing: Mutex::new(()),
+            changed: Notify::new(),
+        })
     }
 
     /// Tells the supervisor to look at once.
@@ -64,6 +71,14 @@ impl Hosts {
         }
         let address = store.host(host).await?.and_then(|row| row.address);
         Ok(address.map(|address| HostTransport::new(host, &address, &self.tls)))
+    }
+
+    /// Brings the links in line with the store. Once it returns, this process sends no new request to an address that a
+    /// host gave up before the call; other replicas follow within [`SUPERVISE_EVERY`].
+    async fn refresh(&self, app: &App) -> Result<(), StoreError> {
+        let _alone = self.refreshing.lock().await;
+        self.align(app, app.store.hosts_to_watch().await?);
+        Ok(())
     }
 
     /// Brings the links in line with the hosts that are to be watched.
@@ -106,8 +121,7 @@ pub(crate) async fn supervise(app: App) {
 }
 
 async fn look(app: &App) -> Result<(), StoreError> {
-    let wanted = app.store.hosts_to_watch().await?;
-    app.hosts.align(app, wanted);
+    app.hosts.refresh(app).await?;
     for host in app.store.sweep_silent_hosts(HOST_SILENCE_SEC).await? {
         tracing::warn!(host.id = %host, "host {host} has been silent for 90 s and is unreachable");
     }

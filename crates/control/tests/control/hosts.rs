@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wrenn_control::hosts;
 
-use crate::support::{Server, refusal};
+use crate::support::{PATIENCE, Server, refusal};
 
 fn register(server: &Server, body: &Value) -> reqwest::RequestBuilder {
     server.http.request(Method::POST, server.url("/v1/hosts/register")).json(body)
@@ -103,6 +103,20 @@ async fn a_local_host_that_lost_its_credentials_gets_new_ones_and_keeps_its_id()
     assert_eq!(refusal(register(&server, &body)).await, (401, "unauthorized".to_owned()));
     let body = json!({"token": second.token, "address": "127.0.0.1:1"});
     assert_eq!(register(&server, &body).send().await.unwrap().status(), 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_registered_anew_is_reached_at_its_new_address_at_once_fake_agent() {
+    let (server, mut agent) = Server::with_agent(PATIENCE).await;
+    let id = server.capsule().await;
+    // A request that went to the old address would do so only until the link to the host is replaced.
+    for round in 0..20 {
+        let world = agent.world.clone();
+        agent.leave().await;
+        agent = server.add_agent_with(world).await;
+        let (status, answer) = server.act(&id, "ping").await;
+        assert_eq!(status, 204, "round {round}: {answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
