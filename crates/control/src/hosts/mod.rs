@@ -41,7 +41,7 @@ pub(crate) struct Hosts {
     tls: Arc<rustls::ClientConfig>,
     links: RwLock<HashMap<HostId, Link>>,
     /// Held while the links are brought in line: what was read earlier must not undo what was read later.
-    refreshing: Mutex<()>,
+    realigning: Mutex<()>,
     changed: Notify,
 }
 
@@ -50,7 +50,7 @@ impl Hosts {
         Ok(Self {
             tls: transport::tls_config(pki)?,
             links: RwLock::default(),
-            refreshing: Mutex::new(()),
+            realigning: Mutex::new(()),
             changed: Notify::new(),
         })
     }
@@ -75,8 +75,8 @@ impl Hosts {
 
     /// Brings the links in line with the store. Once it returns, this process sends no new request to an address that a
     /// host gave up before the call; other replicas follow within [`SUPERVISE_EVERY`].
-    async fn refresh(&self, app: &App) -> Result<(), StoreError> {
-        let _alone = self.refreshing.lock().await;
+    async fn realign(&self, app: &App) -> Result<(), StoreError> {
+        let _alone = self.realigning.lock().await;
         self.align(app, app.store.hosts_to_watch().await?);
         Ok(())
     }
@@ -121,7 +121,7 @@ pub(crate) async fn supervise(app: App) {
 }
 
 async fn look(app: &App) -> Result<(), StoreError> {
-    app.hosts.refresh(app).await?;
+    app.hosts.realign(app).await?;
     for host in app.store.sweep_silent_hosts(HOST_SILENCE_SEC).await? {
         tracing::warn!(host.id = %host, "host {host} has been silent for 90 s and is unreachable");
     }

@@ -124,7 +124,7 @@ pub(crate) async fn register(
         .await?
         .ok_or(RegisterError::Refused)?;
     tracing::info!(host.id = %host, "host {host} registered at {}", of.address);
-    app.hosts.refresh(app).await?;
+    app.hosts.realign(app).await?;
     credentials(app, host, refresh).await
 }
 
