@@ -67,16 +67,16 @@ def wait_for(capsule_id: str, status: Status, patience: float = 60):
 
 def test_pause_and_resume_keep_memory_processes_and_files(made):
     capsule = made()
-    job = capsule.commands.run("i=0; while :; do i=$((i+1)); echo $i >/dev/shm/i; sleep 0.05; done", background=True)
-    out(capsule, "echo memory >/dev/shm/word; echo disk >/root/word")
+    job = capsule.commands.run("while :; do echo >>/dev/shm/beats; sleep 0.05; done", background=True)
+    out(capsule, "echo memory >/dev/shm/word; echo disk >/root/word; touch /dev/shm/beats")
     for round in range(3):
-        before = int(out(capsule, "cat /dev/shm/i"))
+        before = int(out(capsule, "wc -l </dev/shm/beats"))
         assert capsule.pause(wait=True).status == Status.paused
         assert Capsule.get_info(capsule.capsule_id).status == Status.paused
         assert capsule.capsule_id in {c.id for c in Capsule.list()}
         assert capsule.resume(wait=True).status == Status.running
         assert out(capsule, "cat /dev/shm/word /root/word") == "memory\ndisk"
-        assert int(out(capsule, "sleep 0.3; cat /dev/shm/i")) > before
+        assert int(out(capsule, "sleep 0.3; wc -l </dev/shm/beats")) > before
     assert job.pid in {p.pid for p in capsule.commands.list()}
     assert abs(int(out(capsule, "date +%s")) - time.time()) < 3
 

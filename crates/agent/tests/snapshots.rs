@@ -41,7 +41,11 @@ async fn a_paused_capsule_comes_back_with_its_memory_processes_and_files() {
     let host = Host::new();
     let manager = host.manager().await;
     let capsule = boot(&manager).await;
-    shell(&capsule, "(i=0; while :; do i=$((i+1)); echo $i >/dev/shm/count; sleep 0.05; done) >/dev/null 2>&1 & echo $! >/dev/shm/pid").await;
+    shell(
+        &capsule,
+        "(while :; do echo >>/dev/shm/beats; sleep 0.05; done) >/dev/null 2>&1 & echo $! >/dev/shm/pid",
+    )
+    .await;
     shell(
         &capsule,
         "dd if=/dev/urandom of=/dev/shm/blob bs=1M count=8 2>/dev/null; cp /dev/shm/blob /root/blob",
@@ -51,7 +55,7 @@ async fn a_paused_capsule_comes_back_with_its_memory_processes_and_files() {
     let boot_id = shell(&capsule, "cat /proc/sys/kernel/random/boot_id").await;
     for round in 0..12 {
         shell(&capsule, &format!("echo {round} >>/root/rounds; echo {round} >/dev/shm/round")).await;
-        let before: u64 = shell(&capsule, "cat /dev/shm/count").await.parse().unwrap();
+        let before: u64 = shell(&capsule, "wc -l </dev/shm/beats").await.parse().unwrap();
         let paused = capsule.pause().await.unwrap();
         assert_eq!(paused.phase, Phase::Paused);
         assert!(capsule.endpoint().is_none() && capsule.gate().lease().is_none());
@@ -67,7 +71,7 @@ async fn a_paused_capsule_comes_back_with_its_memory_processes_and_files() {
             shell(&capsule, "cat /dev/shm/round; tail -n1 /root/rounds").await,
             format!("{round}\n{round}")
         );
-        let after: u64 = shell(&capsule, "sleep 0.2; cat /dev/shm/count").await.parse().unwrap();
+        let after: u64 = shell(&capsule, "sleep 0.2; wc -l </dev/shm/beats").await.parse().unwrap();
         assert!(after > before, "the background job goes on: {before} {after}");
     }
     assert_eq!(shell(&capsule, "md5sum </dev/shm/blob").await, sum);
